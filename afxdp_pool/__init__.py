@@ -1,0 +1,116 @@
+"""AF_XDP packet I/O on a UMEM frame pool with the semantics of the kernel's page_pool.
+
+The nouns: a `Umem` is memory cut into frames; a `FramePool` owns frames; a `Port` is a socket on one queue of a network
+device; an `XdpProgram` brings the packets; a `Batch` is packets in frames; a verdict says what becomes of one; a
+`Forwarder` runs the loop. The three paths are ready made: `drop`, `forward` (and `reflect`), `transmit`.
+
+    >>> import afxdp_pool as ap
+    >>> with ap.forward("eth1", "eth2", both_ways=True) as forwarder:       # doctest: +SKIP
+    ...     print(forwarder.run(duration=10))
+    ...     forwarder.audit().check()
+"""
+
+from afxdp_pool.audit import STATES, Audit
+from afxdp_pool.batch import DESC, Batch
+from afxdp_pool.config import PortConfig, UmemConfig
+from afxdp_pool.errors import (
+    AfXdpError,
+    AuditError,
+    ConfigError,
+    DoubleFreeError,
+    ForeignFrameError,
+    FrameSizeError,
+    InterfaceDownError,
+    InvalidDescriptorError,
+    LinkGoneError,
+    MemoryLimitError,
+    MissingExtraError,
+    ModeUnsupportedError,
+    NoSuchInterfaceError,
+    NoSuchNamespaceError,
+    NotEnoughFramesError,
+    PoolClosedError,
+    PoolError,
+    PrivilegeError,
+    ProgramBusyError,
+    ProgramLoadError,
+    QueueBusyError,
+    QueueRangeError,
+    RingSizeError,
+    VerdictError,
+    WrongThreadError,
+)
+from afxdp_pool.filters import Rule
+from afxdp_pool.forwarder import Forwarder, Rewrite, Route, Template
+from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
+from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
+from afxdp_pool.pool import FramePool
+from afxdp_pool.port import Port, PortInfo
+from afxdp_pool.program import XdpProgram, clean
+from afxdp_pool.report import PortReport, Report
+from afxdp_pool.stats import EngineStats, KernelStats, PoolStats, PortStats
+from afxdp_pool.umem import Umem
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DESC",
+    "DROP",
+    "FORWARD",
+    "KEEP",
+    "STATES",
+    "TX",
+    "AfXdpError",
+    "Audit",
+    "AuditError",
+    "Batch",
+    "ConfigError",
+    "DoubleFreeError",
+    "EngineStats",
+    "ForeignFrameError",
+    "Forwarder",
+    "FramePool",
+    "FrameSizeError",
+    "InterfaceDownError",
+    "InvalidDescriptorError",
+    "KernelStats",
+    "LinkGoneError",
+    "MemoryLimitError",
+    "MissingExtraError",
+    "ModeUnsupportedError",
+    "NoSuchInterfaceError",
+    "NoSuchNamespaceError",
+    "NotEnoughFramesError",
+    "Options",
+    "PoolClosedError",
+    "PoolError",
+    "PoolStats",
+    "Port",
+    "PortConfig",
+    "PortInfo",
+    "PortReport",
+    "PortStats",
+    "PrivilegeError",
+    "ProgramBusyError",
+    "ProgramLoadError",
+    "QueueBusyError",
+    "QueueRangeError",
+    "Report",
+    "Rewrite",
+    "RingSizeError",
+    "Route",
+    "Rule",
+    "Template",
+    "Umem",
+    "UmemConfig",
+    "VerdictError",
+    "WrongThreadError",
+    "XdpProgram",
+    "clean",
+    "drop",
+    "forward",
+    "handle",
+    "per_packet",
+    "reflect",
+    "transmit",
+]

@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The audit: see audit.h for what it proves. */
+#include "audit.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum place { NOWHERE, FREE_LIST, POOL_STORE, INBOX };
+
+struct auditor {
+	struct afp_table *t;
+	struct afp_audit *out;
+	uint8_t *place;
+};
+
+static void wrong(struct auditor *a, uint32_t frame, enum afp_wrong what, uint64_t word, int64_t expected, int64_t found)
+{
+	if (a->out->nwrong < AFP_WRONGS)
+		a->out->wrong[a->out->nwrong] = (struct afp_wrong_item){frame, what, word, expected, found};
+	a->out->nwrong++;
+}
+
+static void see(struct auditor *a, uint32_t frame, enum place where, uint32_t pool)
+{
+	uint64_t w;
+
+	if (frame >= a->t->nframes) {
+		wrong(a, frame, AFP_WRONG_OWNER, 0, 0, 0);
+		return;
+	}
+	w = word_load(a->t, frame);
+	if (a->place[frame] != NOWHERE)
+		wrong(a, frame, AFP_WRONG_TWICE, w, 0, 0);
+	a->place[frame] = (uint8_t)where;
+	if (word_owner(w) != pool)
+		wrong(a, frame, AFP_WRONG_OWNER, w, pool, word_owner(w));
+	else if (where == FREE_LIST && word_state(w) != AFP_UMEM)
+		wrong(a, frame, AFP_WRONG_STATE, w, AFP_UMEM, word_state(w));
+	else if (where == POOL_STORE && word_state(w) != AFP_POOL)
+		wrong(a, frame, AFP_WRONG_STATE, w, AFP_POOL, word_state(w));
+	else if (where == INBOX && word_state(w) != AFP_APP && word_state(w) != AFP_TX)
+		wrong(a, frame, AFP_WRONG_STATE, w, AFP_APP, word_state(w));
+}
+
+static void see_pool(struct auditor *a, struct afp_pool *p)
+{
+	for (uint32_t i = 0; i < p->ncache; i++)
+		see(a, p->cache[i], POOL_STORE, p->id);
+	for (uint32_t i = 0; i < p->nspill; i++)
+		see(a, p->spill[i], POOL_STORE, p->id);
+	for (uint32_t i = p->ring_tail; i != p->ring_head; i++)
+		see(a, p->ring[i & p->ring_mask], POOL_STORE, p->id);
+	for (struct afp_post *post = atomic_load(&p->inbox); post; post = post->next) {
+		for (uint32_t i = 0; i < post->n; i++) {
+			uint32_t frame = (uint32_t)post->entry[i];
+			/* A lost race leaves a second post behind, which the owner will refuse: only live ones count. */
+			if (frame < a->t->nframes && atomic_load(&a->t->returned[frame]) == (uint16_t)(post->entry[i] >> 32) &&
+			    a->place[frame] != INBOX)
+				see(a, frame, INBOX, p->id);
+		}
+	}
+}
+
+/* Per pool owned frames, per port filled and sent ones, gathered in one pass over the table. */
+static void judge_frames(struct auditor *a, uint32_t *owned, uint32_t *filled, uint32_t *sent, uint64_t *several)
+{
+	struct afp_table *t = a->t;
+
+	for (uint32_t f = 0; f < t->nframes; f++) {
+		uint64_t w = word_load(t, f);
+		enum afp_state state = word_state(w);
+		uint32_t owner = word_owner(w), holder = word_holder(w), refs = word_refs(w), tx = word_tx(w);
+
+		if (state >= AFP_STATES || owner >= AFP_MAX_POOLS) {
+			wrong(a, f, AFP_WRONG_STATE, w, 0, state);
+			continue;
+		}
+		if (a->place[f] == INBOX) {
+			a->out->inbox++;
+			a->out->state[AFP_POOL]++;
+		} else {
+			a->out->state[state]++;
+		}
+		owned[owner]++;
+		if (state != AFP_UMEM && (!t->pools[owner] || atomic_load(&t->pools[owner]->life) == AFP_DEAD))
+			wrong(a, f, AFP_WRONG_OWNER, w, 0, owner);
+		if ((state == AFP_UMEM || state == AFP_POOL) && a->place[f] == NOWHERE)
+			wrong(a, f, AFP_WRONG_LOST, w, 0, 0);
+		if (tx > refs || (refs > 0) != (state == AFP_APP || state == AFP_TX) || (tx > 0) != (state == AFP_TX))
+			wrong(a, f, AFP_WRONG_REFS, w, tx, refs);
+		if (state == AFP_FILL)
+			filled[holder]++;
+		if (state == AFP_TX && holder != AFP_SEVERAL)
+			sent[holder]++;
+		if (state == AFP_TX && holder == AFP_SEVERAL)
+			*several += tx;
+		if ((state == AFP_FILL || (state == AFP_TX && holder != AFP_SEVERAL)) && !t->ports[holder])
+			wrong(a, f, AFP_WRONG_HOLDER, w, 0, holder);
+	}
+}
+
+static void judge_counts(struct auditor *a, const uint32_t *owned, const uint32_t *filled, const uint32_t *sent, uint64_t several)
+{
+	struct afp_table *t = a->t;
+	uint64_t clones = 0;
+
+	for (uint32_t id = 1; id < AFP_MAX_POOLS; id++) {
+		struct afp_pool *p = t->pools[id];
+		uint32_t held = p ? atomic_load(&p->hold_cnt) - atomic_load(&p->release_cnt) : 0;
+
+		if (p && held != owned[id])
+			wrong(a, id, AFP_WRONG_POOL_COUNT, 0, held, owned[id]);
+	}
+	for (uint32_t id = 1; id < AFP_MAX_PORTS; id++) {
+		struct afp_port *port = t->ports[id];
+		uint32_t mine = 0, posted = 0;
+
+		if (!port)
+			continue;
+		for (uint32_t f = 0; port->sent_clones && f < t->nframes; f++)
+			mine += port->sent_clones[f];
+		clones += mine;
+		/* A completion that was posted to a pool of another thread is done for the port, not yet for the word. */
+		for (uint32_t f = 0; f < t->nframes; f++) {
+			uint64_t w = word_load(t, f);
+			posted += a->place[f] == INBOX && word_state(w) == AFP_TX && word_holder(w) == id;
+		}
+		if (filled[id] != port_in_fill(port))
+			wrong(a, id, AFP_WRONG_FILL_COUNT, 0, port_in_fill(port), filled[id]);
+		if (sent[id] + mine - posted != port_in_tx(port))
+			wrong(a, id, AFP_WRONG_TX_COUNT, 0, port_in_tx(port), sent[id] + mine - posted);
+	}
+	/* Clones posted by their last completion still show one transmission in the word. */
+	for (uint32_t f = 0; f < t->nframes; f++) {
+		uint64_t w = word_load(t, f);
+		if (a->place[f] == INBOX && word_state(w) == AFP_TX && word_holder(w) == AFP_SEVERAL)
+			several--;
+	}
+	if (clones != several)
+		wrong(a, 0, AFP_WRONG_TX_COUNT, 0, (int64_t)several, (int64_t)clones);
+}
+
+int afp_audit(struct afp_table *t, struct afp_audit *out)
+{
+	struct auditor a = {t, out, calloc(t->nframes, 1)};
+	uint32_t *counts = calloc(AFP_MAX_POOLS + 2 * 256, sizeof(*counts));
+	uint64_t several = 0;
+
+	memset(out, 0, sizeof(*out));
+	out->nframes = t->nframes;
+	if (!a.place || !counts) {
+		free(a.place);
+		free(counts);
+		return -ENOMEM;
+	}
+	afp_table_reap(t);
+	pthread_mutex_lock(&t->lock);
+	for (uint32_t i = 0; i < t->nfree; i++)
+		see(&a, t->free_list[i], FREE_LIST, 0);
+	for (uint32_t id = 1; id < AFP_MAX_POOLS; id++)
+		if (t->pools[id] && atomic_load(&t->pools[id]->life) != AFP_DEAD)
+			see_pool(&a, t->pools[id]);
+	judge_frames(&a, counts, counts + AFP_MAX_POOLS, counts + AFP_MAX_POOLS + 256, &several);
+	judge_counts(&a, counts, counts + AFP_MAX_POOLS, counts + AFP_MAX_POOLS + 256, several);
+	pthread_mutex_unlock(&t->lock);
+	free(a.place);
+	free(counts);
+	return 0;
+}
+
+void afp_frame_states(const struct afp_table *t, uint8_t *out)
+{
+	for (uint32_t f = 0; f < t->nframes; f++)
+		out[f] = (uint8_t)word_state(word_load(t, f));
+}
+
+void afp_count_states(const struct afp_table *t, uint32_t *out)
+{
+	memset(out, 0, AFP_STATES * sizeof(*out));
+	for (uint32_t f = 0; f < t->nframes; f++)
+		out[word_state(word_load(t, f)) % AFP_STATES]++;
+}

@@ -1,0 +1,126 @@
+/* What Python may call and see of the engine; explained in the headers these come from. */
+
+#define AFP_WRONG_THREAD ...
+#define AFP_CLOSED ...
+#define AFP_STATES 5
+#define AFP_BATCH_MAX ...
+#define AFP_REFUSALS ...
+#define AFP_WRONGS ...
+#define AFP_RING_DEFAULT ...
+#define AFP_RING_MAX ...
+#define XDP_COPY ...
+#define XDP_ZEROCOPY ...
+#define XDP_USE_NEED_WAKEUP ...
+
+/* table.h */
+struct afp_table { uint32_t nframes; uint32_t nfree; uint32_t frame_size; uint32_t headroom; ...; };
+struct afp_desc { uint64_t addr; uint32_t len; uint16_t options; uint16_t gen; };
+int afp_table_init(struct afp_table *t, void *area, uint32_t nframes, uint32_t frame_size, uint32_t headroom);
+void afp_table_fini(struct afp_table *t);
+void afp_table_reap(struct afp_table *t);
+
+/* pool.h */
+struct afp_pool { uint32_t id; uint32_t quota; uint32_t ncache; uint32_t ring_size; uint32_t ring_head; uint32_t ring_tail; ...; };
+struct afp_pool_stats {
+	uint64_t alloc_fast, alloc_slow, alloc_slow_high_order, alloc_empty, alloc_refill, alloc_waive;
+	uint64_t recycle_cached, recycle_cache_full, recycle_ring, recycle_ring_full, recycle_released_refcnt;
+	uint64_t alloc_failed, alloc_quota, remote_batches, remote_frames, late_refused;
+	uint32_t hold_cnt, release_cnt;
+};
+struct afp_refusal { uint32_t index; uint32_t reason; uint64_t addr; };
+struct afp_refusals { uint32_t n; struct afp_refusal item[16]; };
+struct afp_pool *afp_pool_create(struct afp_table *t, uint32_t ring_size, uint32_t quota);
+int afp_pool_destroy(struct afp_pool *p);
+int afp_pool_bind(struct afp_pool *p);
+int afp_pool_unbind(struct afp_pool *p);
+int afp_pool_flush(struct afp_pool *p);
+int afp_pool_collect(struct afp_pool *p);
+int afp_pool_owner_tid(const struct afp_pool *p);
+int afp_pool_life(const struct afp_pool *p);
+void afp_pool_read_stats(const struct afp_pool *p, struct afp_pool_stats *out);
+int afp_pool_alloc(struct afp_pool *p, struct afp_desc *out, uint32_t n);
+uint32_t afp_put(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
+uint32_t afp_ref(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
+
+/* ring.h, port.h */
+struct afp_mock_ring { uint32_t producer; uint32_t consumer; uint32_t flags; uint32_t size; void *entries; };
+struct afp_port_stats {
+	uint64_t fill_submitted, rx_packets, rx_bytes, rx_bad, tx_packets, tx_bytes, tx_completed, completion_bad;
+	uint64_t tx_kicks, tx_again, tx_busy, tx_errors, rx_kicks, fill_reclaimed, tx_reclaimed;
+};
+struct afp_port { uint32_t id; uint32_t fill_level; int fd; int error; struct afp_mock_ring mock[4]; ...; };
+struct afp_port_config {
+	const char *netdev;
+	uint32_t queue;
+	uint32_t fill_size, comp_size, rx_size, tx_size;
+	uint32_t bind_flags;
+	uint32_t tx_budget;
+};
+enum afp_stage { AFP_STAGE_NONE, AFP_STAGE_TABLE, AFP_STAGE_UMEM, AFP_STAGE_BIND };
+struct afp_port *afp_port_new(struct afp_table *t, struct afp_pool *pool, uint32_t fill_level);
+int afp_port_open(struct afp_port *port, const struct afp_port_config *config, int *stage);
+int afp_port_mock(struct afp_port *port, uint32_t fill_size, uint32_t comp_size, uint32_t rx_size, uint32_t tx_size);
+void afp_port_close(struct afp_port *port);
+void afp_port_free(struct afp_port *port);
+void afp_port_read_stats(const struct afp_port *port, struct afp_port_stats *out);
+void afp_port_ring_levels(struct afp_port *port, uint32_t *out);
+int afp_port_fill(struct afp_port *port, uint32_t n);
+uint32_t afp_port_receive(struct afp_port *port, struct afp_desc *out, uint32_t n);
+uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
+uint32_t afp_port_complete(struct afp_port *port, uint32_t n);
+int afp_port_kick(struct afp_port *port);
+int afp_port_zero_copy(const struct afp_port *port);
+int afp_port_kernel_stats(const struct afp_port *port, uint64_t *out);
+
+/* audit.h */
+struct afp_wrong_item { uint32_t frame; uint32_t what; uint64_t word; int64_t expected, found; };
+struct afp_audit {
+	uint32_t nframes;
+	uint32_t state[5];
+	uint32_t inbox;
+	uint32_t nwrong;
+	struct afp_wrong_item wrong[64];
+};
+int afp_audit(struct afp_table *t, struct afp_audit *out);
+void afp_frame_states(const struct afp_table *t, uint8_t *out);
+void afp_count_states(const struct afp_table *t, uint32_t *out);
+
+/* engine.h */
+struct afp_route { uint8_t receive; uint8_t verdict; uint8_t rewrite; uint8_t dst[6], src[6]; };
+struct afp_generator {
+	struct afp_pool *pool;
+	uint32_t port;
+	uint32_t templates;
+	const uint8_t *data;
+	const uint32_t *offset;
+	uint64_t count;
+	double rate;
+	uint32_t sequence_at;
+	uint32_t checksum_at;
+	uint64_t sent;
+	uint64_t started_ns;
+};
+enum afp_why { AFP_RAN_DEADLINE, AFP_RAN_STOP, AFP_RAN_COUNT, AFP_RAN_BATCH, AFP_RAN_ERROR, AFP_RAN_WRONG_THREAD };
+struct afp_engine_stats { uint64_t rounds, idle_rounds, sleeps, dropped, reflected, forwarded, kept, refused; };
+struct afp_engine {
+	uint32_t nports, batch;
+	struct afp_route route[64];
+	struct afp_generator *generator;
+	uint64_t packet_limit, received;
+	uint32_t busy_port, busy_n;
+	int failed_port;
+	struct afp_desc descs[1024];
+	uint8_t verdicts[1024];
+	...;
+};
+struct afp_engine *afp_engine_new(struct afp_table *t, uint32_t batch, uint32_t spin);
+void afp_engine_free(struct afp_engine *e);
+int afp_engine_add(struct afp_engine *e, struct afp_port *port);
+void afp_engine_stop(struct afp_engine *e);
+void afp_engine_clear_stop(struct afp_engine *e);
+int afp_engine_run(struct afp_engine *e, uint64_t deadline_ns);
+int afp_engine_poll(struct afp_engine *e, uint64_t deadline_ns);
+uint32_t afp_engine_dispatch(struct afp_engine *e);
+uint32_t afp_engine_drain(struct afp_engine *e, uint64_t deadline_ns);
+void afp_engine_read_stats(const struct afp_engine *e, struct afp_engine_stats *out);
+uint64_t afp_now_ns(void);

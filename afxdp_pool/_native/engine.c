@@ -1,0 +1,398 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The worker's loop: see engine.h for its shape and its rules. */
+#include "engine.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { E_ROUNDS, E_IDLE, E_SLEEPS, E_DROPPED, E_REFLECTED, E_FORWARDED, E_KEPT, E_REFUSED };
+
+/* With frames in TX, completions may come without any event that ppoll() could see. */
+#define COMPLETION_CHECK_NS 1000000ull
+/* Below this a sleep costs more than it saves. */
+#define WORTH_SLEEPING_NS 60000ull
+/* A kick sends at most the kernel's budget: go on while it makes progress, but let the other ports have their turn. */
+#define KICKS_A_ROUND 8
+
+uint64_t afp_now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+}
+
+struct afp_engine *afp_engine_new(struct afp_table *t, uint32_t batch, uint32_t spin)
+{
+	struct afp_engine *e = calloc(1, sizeof(*e));
+
+	if (!e)
+		return NULL;
+	e->table = t;
+	e->batch = batch < AFP_BATCH_MAX ? batch : AFP_BATCH_MAX;
+	e->spin = spin;
+	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (e->wake_fd < 0) {
+		free(e);
+		return NULL;
+	}
+	return e;
+}
+
+void afp_engine_free(struct afp_engine *e)
+{
+	close(e->wake_fd);
+	free(e);
+}
+
+int afp_engine_add(struct afp_engine *e, struct afp_port *port)
+{
+	if (e->nports == AFP_ENGINE_PORTS)
+		return -1;
+	e->port[e->nports] = port;
+	e->route[e->nports] = (struct afp_route){.receive = 1};
+	return (int)e->nports++;
+}
+
+void afp_engine_stop(struct afp_engine *e)
+{
+	uint64_t one = 1;
+
+	atomic_store(&e->stop, 1);
+	(void)!write(e->wake_fd, &one, sizeof(one));
+}
+
+void afp_engine_clear_stop(struct afp_engine *e)
+{
+	uint64_t times;
+
+	atomic_store(&e->stop, 0);
+	(void)!read(e->wake_fd, &times, sizeof(times));
+}
+
+static inline void count(struct afp_engine *e, int which, uint64_t n)
+{
+	bump(&e->stat[which], n);
+}
+
+/* Parts of a round ----------------------------------------------------------------------------------------------------- */
+
+/* Frames that the kernel is done with come home; FILL is topped up. 0 or AFP_WRONG_THREAD. */
+static int recycle(struct afp_engine *e, bool refill, uint32_t *work)
+{
+	for (uint32_t i = 0; i < e->nports; i++) {
+		struct afp_port *port = e->port[i];
+		uint32_t want;
+
+		*work += afp_port_complete(port, 2 * e->batch);
+		want = refill ? port_fill_want(port) : 0;
+		if (want && afp_port_fill(port, want) < 0)
+			return AFP_WRONG_THREAD;
+	}
+	return 0;
+}
+
+static int kick(struct afp_engine *e)
+{
+	for (uint32_t i = 0; i < e->nports; i++) {
+		struct afp_port *port = e->port[i];
+		uint32_t before = port->tx.ring ? ring_pending(&port->tx) : 0;
+
+		for (int n = 0; before && n < KICKS_A_ROUND; n++) {
+			uint32_t left;
+
+			if (unlikely(afp_port_kick(port))) {
+				e->failed_port = (int)i;
+				return -port->error;
+			}
+			left = ring_pending(&port->tx);
+			if (left == 0 || left >= before)
+				break; /* all sent, or stuck until completions are taken */
+			before = left;
+		}
+	}
+	return 0;
+}
+
+static void rewrite(const struct afp_table *t, const struct afp_route *r, const struct afp_desc *descs, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		uint8_t *eth = t->area + descs[i].addr, mac[6];
+
+		if (unlikely(descs[i].len < 14))
+			continue;
+		if (r->rewrite & AFP_SWAP_MAC) {
+			memcpy(mac, eth, 6);
+			memcpy(eth, eth + 6, 6);
+			memcpy(eth + 6, mac, 6);
+		}
+		if (r->rewrite & AFP_SET_DST)
+			memcpy(eth, r->dst, 6);
+		if (r->rewrite & AFP_SET_SRC)
+			memcpy(eth + 6, r->src, 6);
+	}
+}
+
+static void drop(struct afp_engine *e, const struct afp_desc *descs, uint32_t n, int counter)
+{
+	struct afp_refusals refused = {0};
+
+	if (!n)
+		return;
+	count(e, counter, n);
+	afp_put(e->table, descs, n, &refused);
+}
+
+/* Send a run of packets out of one port. `origin` is what was received: a descriptor that a handler spoiled, or pointed at
+ * another frame, is not sent, and the frame it came with is dropped. */
+static void send_run(struct afp_engine *e, uint32_t out, const struct afp_desc *descs, const struct afp_desc *origin, uint32_t n,
+		     int counter)
+{
+	struct afp_port *port = e->port[out];
+
+	while (n) {
+		struct afp_refusals refused = {0};
+		uint32_t same = 0, sent, lost;
+
+		while (same < n && frame_of(e->table, descs[same].addr) == frame_of(e->table, origin[same].addr))
+			same++;
+		sent = afp_port_transmit(port, descs, same, &refused);
+		count(e, counter, sent);
+		/* What stopped it: a bad descriptor, or no room after all (then nothing more goes). */
+		lost = sent == n ? 0 : refused.n || sent == same ? 1 : n - sent;
+		drop(e, origin + sent, lost, E_REFUSED);
+		descs += sent + lost;
+		origin += sent + lost;
+		n -= sent + lost;
+	}
+}
+
+static uint32_t output_of(uint32_t in, uint8_t verdict)
+{
+	return verdict == AFP_REFLECT ? in : verdict & 0x7fu;
+}
+
+/* How many packets may be received from a port so that all of them can leave. */
+static uint32_t route_room(struct afp_engine *e, uint32_t in)
+{
+	const struct afp_route *r = &e->route[in];
+
+	if (r->verdict == AFP_DROP)
+		return e->batch;
+	return port_tx_room(e->port[output_of(in, r->verdict)], e->batch);
+}
+
+static uint32_t serve_port(struct afp_engine *e, uint32_t in)
+{
+	const struct afp_route *r = &e->route[in];
+	uint32_t n;
+
+	if (!r->receive)
+		return 0;
+	n = route_room(e, in);
+	n = n ? afp_port_receive(e->port[in], e->descs, n) : 0;
+	if (!n) {
+		afp_port_wake_rx(e->port[in]);
+		return 0;
+	}
+	e->received += n;
+	if (r->verdict == AFP_DROP) {
+		drop(e, e->descs, n, E_DROPPED);
+		return n;
+	}
+	if (r->rewrite)
+		rewrite(e->table, r, e->descs, n);
+	send_run(e, output_of(in, r->verdict), e->descs, e->descs, n, r->verdict == AFP_REFLECT ? E_REFLECTED : E_FORWARDED);
+	return n;
+}
+
+/* Sleeping --------------------------------------------------------------------------------------------------------------- */
+
+static bool sending(const struct afp_engine *e)
+{
+	for (uint32_t i = 0; i < e->nports; i++)
+		if (port_in_tx(e->port[i]))
+			return true;
+	return false;
+}
+
+static void sleep_until(struct afp_engine *e, uint64_t wake_ns)
+{
+	struct pollfd fds[AFP_ENGINE_PORTS + 1];
+	uint64_t now = afp_now_ns();
+	struct timespec ts;
+	nfds_t n = 0;
+
+	if (sending(e) && wake_ns > now + COMPLETION_CHECK_NS)
+		wake_ns = now + COMPLETION_CHECK_NS;
+	if (wake_ns < now + WORTH_SLEEPING_NS)
+		return;
+	fds[n++] = (struct pollfd){.fd = e->wake_fd, .events = POLLIN};
+	for (uint32_t i = 0; i < e->nports; i++)
+		if (e->route[i].receive && e->port[i]->fd >= 0)
+			fds[n++] = (struct pollfd){.fd = e->port[i]->fd, .events = POLLIN};
+	now = wake_ns - now;
+	ts.tv_sec = (time_t)(now / 1000000000ull);
+	ts.tv_nsec = (long)(now % 1000000000ull);
+	count(e, E_SLEEPS, 1);
+	if (ppoll(fds, n, &ts, NULL) < 0)
+		return; /* EINTR: the caller looks at its signals at the deadline, or at stop */
+	for (nfds_t i = 1; i < n; i++) {
+		if (fds[i].revents & (POLLERR | POLLHUP | POLLNVAL)) {
+			/* The netdev went away. Don't spin on it: the next kick or the caller will say so. */
+			struct timespec pause = {0, COMPLETION_CHECK_NS};
+			nanosleep(&pause, NULL);
+			break;
+		}
+	}
+}
+
+/* After a round: AFP_RAN_* to return, or -1 to go on. */
+static int settle(struct afp_engine *e, uint32_t work, uint64_t deadline_ns, uint64_t next_ns)
+{
+	count(e, E_ROUNDS, 1);
+	if (unlikely(atomic_load_explicit(&e->stop, memory_order_relaxed)))
+		return AFP_RAN_STOP;
+	if (work) {
+		e->idle = 0;
+		/* The clock is read on every 16th busy round only. */
+		if (atomic_load_explicit(&e->stat[E_ROUNDS], memory_order_relaxed) % 16)
+			return -1;
+	} else {
+		count(e, E_IDLE, 1);
+		if (++e->idle > e->spin)
+			sleep_until(e, next_ns < deadline_ns ? next_ns : deadline_ns);
+	}
+	return afp_now_ns() >= deadline_ns ? AFP_RAN_DEADLINE : -1;
+}
+
+/* The loops ---------------------------------------------------------------------------------------------------------------- */
+
+int afp_engine_run(struct afp_engine *e, uint64_t deadline_ns)
+{
+	struct afp_generator *g = e->generator;
+
+	for (;;) {
+		uint64_t next_ns = UINT64_MAX;
+		uint32_t work = 0;
+		int why;
+
+		if (recycle(e, true, &work))
+			return AFP_RAN_WRONG_THREAD;
+		for (uint32_t i = 0; i < e->nports; i++)
+			work += serve_port(e, i);
+		if (g)
+			work += afp_generate(g, e->port[g->port], e->descs, e->batch, &next_ns);
+		if (kick(e))
+			return AFP_RAN_ERROR;
+		if ((g && g->count && g->sent >= g->count) || (e->packet_limit && e->received >= e->packet_limit))
+			return AFP_RAN_COUNT;
+		why = settle(e, work, deadline_ns, next_ns);
+		if (why >= 0)
+			return why;
+	}
+}
+
+/* Room for a whole batch on every port that can send: a handler may send all of it anywhere. */
+static uint32_t any_room(struct afp_engine *e)
+{
+	uint32_t room = e->batch;
+
+	for (uint32_t i = 0; i < e->nports; i++)
+		if (e->port[i]->tx.ring)
+			room = port_tx_room(e->port[i], room);
+	return room;
+}
+
+int afp_engine_poll(struct afp_engine *e, uint64_t deadline_ns)
+{
+	for (;;) {
+		uint32_t work = 0, room, n = 0;
+		int why;
+
+		if (recycle(e, true, &work))
+			return AFP_RAN_WRONG_THREAD;
+		room = any_room(e);
+		for (uint32_t i = 0; room && i < e->nports; i++) {
+			uint32_t in = (e->next + i) % e->nports;
+
+			if (!e->route[in].receive)
+				continue;
+			n = afp_port_receive(e->port[in], e->descs, room);
+			if (n) {
+				memcpy(e->origin, e->descs, n * sizeof(e->descs[0]));
+				e->busy_port = in;
+				e->busy_n = n;
+				e->received += n;
+				e->next = in + 1;
+				e->idle = 0;
+				count(e, E_ROUNDS, 1);
+				return AFP_RAN_BATCH;
+			}
+			afp_port_wake_rx(e->port[in]);
+		}
+		if (kick(e))
+			return AFP_RAN_ERROR;
+		why = settle(e, work, deadline_ns, UINT64_MAX);
+		if (why >= 0)
+			return why;
+	}
+}
+
+uint32_t afp_engine_dispatch(struct afp_engine *e)
+{
+	uint32_t n = e->busy_n, i = 0, bad = 0;
+
+	e->busy_n = 0;
+	while (i < n) {
+		uint8_t verdict = e->verdicts[i];
+		uint32_t from = i, out;
+
+		/* Packets with the same fate go together. */
+		while (i < n && e->verdicts[i] == verdict)
+			i++;
+		if (verdict == AFP_DROP) {
+			drop(e, e->origin + from, i - from, E_DROPPED);
+			continue;
+		}
+		if (verdict == AFP_KEEP) {
+			count(e, E_KEPT, i - from);
+			continue;
+		}
+		out = output_of(e->busy_port, verdict);
+		if ((verdict != AFP_REFLECT && verdict < AFP_FORWARD) || out >= e->nports || !e->port[out]->tx.ring) {
+			bad += i - from;
+			drop(e, e->origin + from, i - from, E_REFUSED);
+			continue;
+		}
+		send_run(e, out, e->descs + from, e->origin + from, i - from, verdict == AFP_REFLECT ? E_REFLECTED : E_FORWARDED);
+	}
+	(void)kick(e);
+	return bad;
+}
+
+uint32_t afp_engine_drain(struct afp_engine *e, uint64_t deadline_ns)
+{
+	uint32_t left = 0, work = 0;
+
+	do {
+		(void)recycle(e, false, &work);
+		(void)kick(e);
+		left = 0;
+		for (uint32_t i = 0; i < e->nports; i++)
+			left += port_in_tx(e->port[i]);
+	} while (left && afp_now_ns() < deadline_ns);
+	return left;
+}
+
+void afp_engine_read_stats(const struct afp_engine *e, struct afp_engine_stats *out)
+{
+	uint64_t *field = &out->rounds;
+
+	for (int i = 0; i < 8; i++)
+		field[i] = atomic_load_explicit(&e->stat[i], memory_order_relaxed);
+}

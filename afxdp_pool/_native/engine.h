@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The engine: ports, what becomes of their packets, and the loop that moves them, run by one worker thread.
+ *
+ *   complete -> refill -> receive -> verdict -> transmit -> kick,   every port in turn, a batch at a time
+ *
+ * Back-pressure: a packet is received only when every port it may leave by has room for it. So nothing is ever dropped in
+ * here for want of room; under overload the kernel drops and counts (XDP_STATISTICS), and order is kept.
+ *
+ * Idle: after `spin` rounds without work the worker sleeps in ppoll() until a packet, the next send time, a completion that
+ * is due, the deadline, or stop.
+ */
+#ifndef AFXDP_POOL_ENGINE_H
+#define AFXDP_POOL_ENGINE_H
+
+#include "audit.h"
+
+#define AFP_ENGINE_PORTS 64
+#define AFP_BATCH_MAX 1024
+
+/* Verdicts: one byte a packet. FORWARD(port) is 0x80 | the port's index in the engine. */
+enum afp_verdict { AFP_DROP = 0, AFP_REFLECT = 1, AFP_KEEP = 2, AFP_FORWARD = 0x80 };
+enum afp_rewrite { AFP_SWAP_MAC = 1, AFP_SET_DST = 2, AFP_SET_SRC = 4 };
+
+/* What the built-in loop does with the packets of one port. */
+struct afp_route {
+	uint8_t receive; /* 0: only completions are looked after */
+	uint8_t verdict;
+	uint8_t rewrite;
+	uint8_t dst[6], src[6];
+};
+
+/* The tx path: frames filled from templates, sent at a rate. */
+struct afp_generator {
+	struct afp_pool *pool;
+	uint32_t port;            /* index of the engine's port to send from */
+	uint32_t templates;
+	const uint8_t *data;      /* the templates, one after the other */
+	const uint32_t *offset;   /* [templates + 1] */
+	uint64_t count;           /* packets to send in all; 0 = no end */
+	double rate;              /* packets a second; 0 = as fast as the port takes them */
+	uint32_t sequence_at;     /* offset of a 64-bit big-endian sequence number to write; 0 = none */
+	uint32_t checksum_at;     /* offset of the UDP checksum that covers it, valid for sequence number 0; 0 = none */
+	uint64_t sent;            /* out: packets handed to the port, which is also the next sequence number */
+	uint64_t started_ns;      /* out: CLOCK_MONOTONIC */
+};
+
+enum afp_why { AFP_RAN_DEADLINE, AFP_RAN_STOP, AFP_RAN_COUNT, AFP_RAN_BATCH, AFP_RAN_ERROR, AFP_RAN_WRONG_THREAD };
+
+struct afp_engine_stats {
+	uint64_t rounds, idle_rounds, sleeps;
+	uint64_t dropped, reflected, forwarded, kept;
+	uint64_t refused; /* descriptors that a handler spoiled, or verdicts that mean nothing: dropped */
+};
+
+struct afp_engine {
+	struct afp_table *table;
+	uint32_t nports, batch, spin, next;
+	struct afp_port *port[AFP_ENGINE_PORTS];
+	struct afp_route route[AFP_ENGINE_PORTS];
+	struct afp_generator *generator;
+	uint64_t packet_limit; /* received packets after which run() returns; 0 = none */
+	uint64_t received;
+	uint32_t idle; /* rounds without work, in a row */
+	uint32_t busy_port; /* of a batch in `descs`: the engine's index of the port it came from */
+	uint32_t busy_n;
+	int wake_fd; /* eventfd: stop() from any thread */
+	int failed_port;
+	_Atomic int stop;
+	_Atomic uint64_t stat[8];
+	struct afp_desc descs[AFP_BATCH_MAX];
+	uint8_t verdicts[AFP_BATCH_MAX];
+	/* What was received, out of the handler's reach: a spoiled descriptor does not lose its frame. */
+	struct afp_desc origin[AFP_BATCH_MAX];
+};
+
+struct afp_engine *afp_engine_new(struct afp_table *t, uint32_t batch, uint32_t spin);
+void afp_engine_free(struct afp_engine *e);
+int afp_engine_add(struct afp_engine *e, struct afp_port *port); /* the port's index, or -1 when full */
+/* Any thread, and a signal handler. */
+void afp_engine_stop(struct afp_engine *e);
+/* Forget a stop that was obeyed. */
+void afp_engine_clear_stop(struct afp_engine *e);
+
+/* The built-in loop, until deadline (CLOCK_MONOTONIC ns), stop or count: an enum afp_why. One thread at a time. */
+int afp_engine_run(struct afp_engine *e, uint64_t deadline_ns);
+/* For handlers: wait for one batch. AFP_RAN_BATCH: it is in descs[0..busy_n), of port busy_port, held by the caller. */
+int afp_engine_poll(struct afp_engine *e, uint64_t deadline_ns);
+/* Carry out verdicts[0..busy_n) over descs[0..busy_n). How many of them meant nothing. */
+uint32_t afp_engine_dispatch(struct afp_engine *e);
+/* Receive no more; send and complete what is under way, until nothing is or the deadline. Frames still in TX. */
+uint32_t afp_engine_drain(struct afp_engine *e, uint64_t deadline_ns);
+void afp_engine_read_stats(const struct afp_engine *e, struct afp_engine_stats *out);
+uint64_t afp_now_ns(void);
+
+/* generate.c: one step of the tx path; how many packets went. `*next_ns`: when it wants to be called again. */
+uint32_t afp_generate(struct afp_generator *g, struct afp_port *port, struct afp_desc *scratch, uint32_t batch, uint64_t *next_ns);
+
+#endif

@@ -1,0 +1,437 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The Umem's free list and the pools: see pool.h for the design, table.h for the rules of the frame word. */
+#include "pool.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+uintptr_t afp_self(void)
+{
+	static _Thread_local char here;
+	return (uintptr_t)&here;
+}
+
+/* The Umem: frames that no pool owns ------------------------------------------------------------------------------ */
+
+int afp_table_init(struct afp_table *t, void *area, uint32_t nframes, uint32_t frame_size, uint32_t headroom)
+{
+	memset(t, 0, sizeof(*t));
+	t->area = area;
+	t->nframes = nframes;
+	t->frame_size = frame_size;
+	t->frame_shift = (uint32_t)__builtin_ctz(frame_size);
+	t->size = (uint64_t)nframes << t->frame_shift;
+	t->headroom = headroom;
+	t->word = calloc(nframes, sizeof(*t->word));
+	t->returned = calloc(nframes, sizeof(*t->returned));
+	t->free_list = malloc(nframes * sizeof(*t->free_list));
+	if (!t->word || !t->returned || !t->free_list) {
+		free((void *)t->word);
+		free((void *)t->returned);
+		free(t->free_list);
+		return -ENOMEM;
+	}
+	pthread_mutex_init(&t->lock, NULL);
+	/* The lowest frame on top, so that a small working set stays on few pages. */
+	for (uint32_t i = 0; i < nframes; i++)
+		t->free_list[i] = nframes - 1 - i;
+	t->nfree = nframes;
+	return 0;
+}
+
+static void free_posts(struct afp_pool *p)
+{
+	struct afp_post *post = atomic_exchange(&p->inbox, NULL);
+
+	while (post) {
+		struct afp_post *next = post->next;
+		free(post);
+		post = next;
+	}
+}
+
+void afp_table_fini(struct afp_table *t)
+{
+	for (int i = 1; i < AFP_MAX_POOLS; i++) {
+		if (!t->pools[i])
+			continue;
+		free_posts(t->pools[i]);
+		free(t->pools[i]->ring);
+		free(t->pools[i]);
+	}
+	pthread_mutex_destroy(&t->lock);
+	free((void *)t->word);
+	free((void *)t->returned);
+	free(t->free_list);
+	memset(t, 0, sizeof(*t));
+}
+
+static uint32_t table_take(struct afp_table *t, uint32_t owner, uint32_t *frames, uint32_t n)
+{
+	pthread_mutex_lock(&t->lock);
+	n = n < t->nfree ? n : t->nfree;
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t f = t->free_list[--t->nfree];
+		frames[i] = f;
+		word_store(t, f, word_make(word_gen(word_load(t, f)), 0, AFP_POOL, owner, 0, 0));
+	}
+	pthread_mutex_unlock(&t->lock);
+	return n;
+}
+
+static void table_give_locked(struct afp_table *t, const uint32_t *frames, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		word_store(t, frames[i], word_make(word_gen(word_load(t, frames[i])), 0, AFP_UMEM, 0, 0, 0));
+		t->free_list[t->nfree++] = frames[i];
+	}
+}
+
+/* The pool's lower half: ring, spill, inbox ------------------------------------------------------------------------- */
+
+static inline uint32_t ring_count(const struct afp_pool *p)
+{
+	return p->ring_head - p->ring_tail;
+}
+
+static void count_release(struct afp_pool *p, uint32_t n)
+{
+	atomic_fetch_add_explicit(&p->release_cnt, n, memory_order_relaxed);
+}
+
+static void release_locked(struct afp_pool *p, const uint32_t *frames, uint32_t n)
+{
+	table_give_locked(p->table, frames, n);
+	count_release(p, n);
+}
+
+static void spill_flush(struct afp_pool *p)
+{
+	if (!p->nspill)
+		return;
+	pthread_mutex_lock(&p->table->lock);
+	release_locked(p, p->spill, p->nspill);
+	pthread_mutex_unlock(&p->table->lock);
+	p->nspill = 0;
+}
+
+/* A frame beyond the cache: into the ring, or, the ring being full, back to the Umem. */
+void afp_pool_ring_put(struct afp_pool *p, uint32_t frame)
+{
+	if (likely(ring_count(p) < p->ring_size)) {
+		p->ring[p->ring_head++ & p->ring_mask] = frame;
+		bump(&p->stat[S_RING], 1);
+		return;
+	}
+	bump(&p->stat[S_RING_FULL], 1);
+	p->spill[p->nspill++] = frame;
+	if (p->nspill == AFP_REFILL)
+		spill_flush(p);
+}
+
+/* Accept one posted frame, or refuse it: the owner alone decides, so of two posts of one life one is honoured. */
+static bool accept_post(struct afp_pool *p, uint64_t entry)
+{
+	struct afp_table *t = p->table;
+	uint32_t frame = (uint32_t)entry;
+	uint16_t gen = (uint16_t)(entry >> 32);
+	enum afp_state from = (enum afp_state)(entry >> 48);
+	uint64_t w = word_load(t, frame);
+	bool good = word_gen(w) == gen && word_state(w) == from && word_owner(w) == p->id && word_refs(w) == 1 &&
+		    word_tx(w) == (from == AFP_TX);
+
+	if (atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == gen)
+		atomic_store_explicit(&t->returned[frame], 0, memory_order_relaxed);
+	if (good)
+		word_store(t, frame, word_make(gen, 0, AFP_POOL, p->id, 0, 0));
+	return good;
+}
+
+/* Take the whole inbox. Owner thread, or the holder of the table's lock once the pool is detached. */
+static uint32_t collect(struct afp_pool *p, void (*keep)(struct afp_pool *, uint32_t))
+{
+	struct afp_post *post = atomic_load_explicit(&p->inbox, memory_order_relaxed);
+	uint32_t home = 0;
+
+	if (!post)
+		return 0;
+	post = atomic_exchange(&p->inbox, NULL);
+	while (post) {
+		struct afp_post *next = post->next;
+		uint32_t refused = 0;
+
+		for (uint32_t i = 0; i < post->n; i++) {
+			if (likely(accept_post(p, post->entry[i])))
+				keep(p, (uint32_t)post->entry[i]);
+			else
+				refused++;
+		}
+		home += post->n - refused;
+		bump(&p->stat[S_REMOTE_BATCHES], 1);
+		bump(&p->stat[S_REMOTE_FRAMES], post->n - refused);
+		bump(&p->stat[S_LATE_REFUSED], refused);
+		free(post);
+		post = next;
+	}
+	return home;
+}
+
+static void release_one_locked(struct afp_pool *p, uint32_t frame)
+{
+	release_locked(p, &frame, 1);
+}
+
+/* One step of the way down: ring (fed by the inbox), then the Umem. Puts frames into the empty cache. */
+static bool refill(struct afp_pool *p)
+{
+	uint32_t n = ring_count(p);
+
+	if (!n) {
+		collect(p, afp_pool_ring_put);
+		n = ring_count(p);
+	}
+	if (n) {
+		n = n < AFP_REFILL ? n : AFP_REFILL;
+		for (uint32_t i = 0; i < n; i++)
+			p->cache[i] = p->ring[p->ring_tail++ & p->ring_mask];
+		p->ncache = n;
+		bump(&p->stat[S_REFILL], 1);
+		return true;
+	}
+	bump(&p->stat[S_EMPTY], 1);
+
+	n = AFP_REFILL;
+	if (p->quota) {
+		uint32_t held = atomic_load_explicit(&p->hold_cnt, memory_order_relaxed) -
+				atomic_load_explicit(&p->release_cnt, memory_order_relaxed);
+		uint32_t room = held < p->quota ? p->quota - held : 0;
+		if (!room) {
+			bump(&p->stat[S_QUOTA], 1);
+			return false;
+		}
+		n = n < room ? n : room;
+	}
+	n = table_take(p->table, p->id, p->cache, n);
+	if (!n) {
+		bump(&p->stat[S_FAILED], 1);
+		return false;
+	}
+	p->ncache = n;
+	atomic_fetch_add_explicit(&p->hold_cnt, n, memory_order_relaxed);
+	bump(&p->stat[S_SLOW], 1);
+	return true;
+}
+
+/* Up to n frames out of the pool, hottest first. The words still say POOL: the caller makes the transition. */
+uint32_t afp_pool_take(struct afp_pool *p, uint32_t *frames, uint32_t n)
+{
+	uint32_t got = 0, steps = 0;
+
+	while (got < n) {
+		if (unlikely(!p->ncache)) {
+			if (!refill(p))
+				break;
+			steps++; /* counts as refill or slow, not as fast */
+		}
+		uint32_t k = n - got < p->ncache ? n - got : p->ncache;
+		for (uint32_t i = 0; i < k; i++)
+			frames[got + i] = p->cache[p->ncache - 1 - i];
+		p->ncache -= k;
+		got += k;
+	}
+	bump(&p->stat[S_FAST], got - steps);
+	return got;
+}
+
+/* Life of a pool ------------------------------------------------------------------------------------------------------ */
+
+struct afp_pool *afp_pool_create(struct afp_table *t, uint32_t ring_size, uint32_t quota)
+{
+	struct afp_pool *p = NULL;
+	uint32_t room = 1, id;
+
+	if (ring_size > AFP_RING_MAX)
+		ring_size = AFP_RING_MAX; /* as page_pool_init() clamps */
+	if (!ring_size)
+		ring_size = AFP_RING_DEFAULT;
+	while (room < ring_size)
+		room <<= 1;
+
+	afp_table_reap(t);
+	uint32_t *ring = malloc(room * sizeof(*ring));
+	if (!ring)
+		return NULL;
+	pthread_mutex_lock(&t->lock);
+	for (id = 1; id < AFP_MAX_POOLS; id++)
+		if (!t->pools[id] || atomic_load(&t->pools[id]->life) == AFP_DEAD)
+			break;
+	if (id < AFP_MAX_POOLS) {
+		p = t->pools[id];
+		if (!p)
+			p = aligned_alloc(64, (sizeof(*p) + 63) & ~(size_t)63);
+	}
+	if (!p) {
+		pthread_mutex_unlock(&t->lock);
+		free(ring);
+		errno = id < AFP_MAX_POOLS ? ENOMEM : EMFILE;
+		return NULL;
+	}
+	if (!t->pools[id])
+		memset(p, 0, sizeof(*p));
+	/* A reused struct keeps its inbox: it is empty, and a late producer may be looking at it. */
+	p->table = t;
+	p->id = id;
+	p->quota = quota;
+	p->ncache = p->nspill = p->ring_head = p->ring_tail = 0;
+	p->ring = ring;
+	p->ring_size = ring_size;
+	p->ring_mask = room - 1;
+	for (int i = 0; i < 16; i++)
+		atomic_store_explicit(&p->stat[i], 0, memory_order_relaxed);
+	atomic_store(&p->hold_cnt, 0);
+	atomic_store(&p->release_cnt, 0);
+	atomic_store(&p->owner, 0);
+	atomic_store(&p->owner_tid, 0);
+	atomic_store(&p->life, AFP_LIVE);
+	t->pools[id] = p;
+	pthread_mutex_unlock(&t->lock);
+	return p;
+}
+
+int afp_pool_bind(struct afp_pool *p)
+{
+	uintptr_t self = afp_self(), nobody = 0;
+
+	if (unlikely(atomic_load(&p->life) != AFP_LIVE))
+		return AFP_CLOSED;
+	if (owned_by(p, self))
+		return 0;
+	if (!atomic_compare_exchange_strong(&p->owner, &nobody, self))
+		return AFP_WRONG_THREAD;
+	atomic_store(&p->owner_tid, (int)syscall(SYS_gettid));
+	return 0;
+}
+
+int afp_pool_unbind(struct afp_pool *p)
+{
+	if (!owned_by(p, afp_self()))
+		return AFP_WRONG_THREAD;
+	atomic_store(&p->owner_tid, 0);
+	atomic_store(&p->owner, 0);
+	return 0;
+}
+
+static inline int owner_only(struct afp_pool *p)
+{
+	/* An unbound pool is bound by the first owner-only call. */
+	return likely(owned_by(p, afp_self())) ? 0 : afp_pool_bind(p);
+}
+
+int afp_pool_collect(struct afp_pool *p)
+{
+	int err = owner_only(p);
+
+	return err ? err : (int)collect(p, afp_pool_ring_put);
+}
+
+int afp_pool_flush(struct afp_pool *p)
+{
+	int err = owner_only(p);
+
+	if (err)
+		return err;
+	collect(p, afp_pool_ring_put);
+	pthread_mutex_lock(&p->table->lock);
+	release_locked(p, p->cache, p->ncache);
+	while (ring_count(p))
+		release_locked(p, &p->ring[p->ring_tail++ & p->ring_mask], 1);
+	release_locked(p, p->spill, p->nspill);
+	p->ncache = p->nspill = 0;
+	pthread_mutex_unlock(&p->table->lock);
+	return 0;
+}
+
+/* The table's lock is held, the pool detached: whoever holds the lock acts as its owner. */
+static void reap_locked(struct afp_pool *p)
+{
+	collect(p, release_one_locked);
+	if (atomic_load(&p->hold_cnt) == atomic_load(&p->release_cnt)) {
+		free(p->ring);
+		p->ring = NULL;
+		atomic_store(&p->life, AFP_DEAD);
+	}
+}
+
+void afp_table_reap(struct afp_table *t)
+{
+	pthread_mutex_lock(&t->lock);
+	for (int i = 1; i < AFP_MAX_POOLS; i++)
+		if (t->pools[i] && atomic_load(&t->pools[i]->life) == AFP_DETACHED)
+			reap_locked(t->pools[i]);
+	pthread_mutex_unlock(&t->lock);
+}
+
+int afp_pool_destroy(struct afp_pool *p)
+{
+	int err = afp_pool_flush(p);
+
+	if (err)
+		return err;
+	/* From here nothing enters the cache: there is no owner any more. A producer posts, then looks at `life`; we set
+	 * `life`, then look at the inbox: one of the two sees the other. */
+	atomic_store(&p->owner_tid, 0);
+	atomic_store(&p->owner, 0);
+	atomic_store(&p->life, AFP_DETACHED);
+	pthread_mutex_lock(&p->table->lock);
+	reap_locked(p);
+	pthread_mutex_unlock(&p->table->lock);
+	return 0;
+}
+
+int afp_pool_owner_tid(const struct afp_pool *p)
+{
+	return atomic_load(&p->owner_tid);
+}
+
+int afp_pool_life(const struct afp_pool *p)
+{
+	return atomic_load(&p->life);
+}
+
+void afp_pool_read_stats(const struct afp_pool *p, struct afp_pool_stats *out)
+{
+	uint64_t *field = &out->alloc_fast;
+
+	for (int i = 0; i < 16; i++)
+		field[i] = atomic_load_explicit(&p->stat[i], memory_order_relaxed);
+	out->hold_cnt = atomic_load_explicit(&p->hold_cnt, memory_order_relaxed);
+	out->release_cnt = atomic_load_explicit(&p->release_cnt, memory_order_relaxed);
+}
+
+int afp_pool_alloc(struct afp_pool *p, struct afp_desc *out, uint32_t n)
+{
+	struct afp_table *t = p->table;
+	uint32_t frames[AFP_REFILL], done = 0;
+	int err = owner_only(p);
+
+	if (unlikely(err))
+		return err;
+	while (done < n) {
+		uint32_t want = n - done < AFP_REFILL ? n - done : AFP_REFILL;
+		uint32_t got = afp_pool_take(p, frames, want);
+
+		for (uint32_t i = 0; i < got; i++) {
+			uint16_t gen = next_gen(word_gen(word_load(t, frames[i])));
+
+			word_store(t, frames[i], word_make(gen, 0, AFP_APP, p->id, 0, 1));
+			out[done + i] = (struct afp_desc){frame_addr(t, frames[i]) + t->headroom, 0, 0, gen};
+		}
+		done += got;
+		if (got < want)
+			break;
+	}
+	return (int)done;
+}

@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Frames between a pool and the kernel's rings: see port.h. */
+#include "port.h"
+
+#include <stdlib.h>
+
+int afp_port_fill(struct afp_port *port, uint32_t n)
+{
+	struct afp_table *t = port->table;
+	uint32_t done = 0;
+
+	if (unlikely(!port->pool || !port->fill.ring))
+		return 0;
+	if (unlikely(!owned_by(port->pool, afp_self()))) {
+		int err = afp_pool_bind(port->pool);
+		if (err)
+			return err;
+	}
+	while (done < n) {
+		uint32_t frames[AFP_REFILL], index = 0;
+		uint32_t want = n - done < AFP_REFILL ? n - done : AFP_REFILL;
+		uint32_t room = xsk_prod_nb_free(&port->fill, want);
+		uint32_t got = afp_pool_take(port->pool, frames, room < want ? room : want);
+
+		if (!got)
+			break;
+		xsk_ring_prod__reserve(&port->fill, got, &index);
+		for (uint32_t i = 0; i < got; i++) {
+			uint16_t gen = next_gen(word_gen(word_load(t, frames[i])));
+
+			word_store(t, frames[i], word_make(gen, port->id, AFP_FILL, port->pool->id, 0, 0));
+			*xsk_ring_prod__fill_addr(&port->fill, index + i) = frame_addr(t, frames[i]);
+		}
+		xsk_ring_prod__submit(&port->fill, got);
+		done += got;
+		if (got < want)
+			break;
+	}
+	if (done)
+		bump(&port->stat[P_FILL], done);
+	return (int)done;
+}
+
+uint32_t afp_port_receive(struct afp_port *port, struct afp_desc *out, uint32_t n)
+{
+	struct afp_table *t = port->table;
+	uint32_t index = 0, good = 0;
+	uint64_t bytes = 0;
+
+	if (unlikely(!port->rx.ring))
+		return 0;
+	n = xsk_ring_cons__peek(&port->rx, n, &index);
+	if (!n)
+		return 0;
+	for (uint32_t i = 0; i < n; i++) {
+		struct xdp_desc desc = *xsk_ring_cons__rx_desc(&port->rx, index + i);
+		uint32_t frame = frame_of(t, desc.addr);
+		uint64_t w;
+
+		if (unlikely(frame == AFP_NO_FRAME))
+			continue;
+		w = word_load(t, frame);
+		if (unlikely(word_state(w) != AFP_FILL || word_holder(w) != port->id ||
+			     desc.len > t->frame_size - (desc.addr & (t->frame_size - 1))))
+			continue;
+		word_store(t, frame, word_make(word_gen(w), 0, AFP_APP, word_owner(w), 0, 1));
+		out[good++] = (struct afp_desc){desc.addr, desc.len, (uint16_t)desc.options, word_gen(w)};
+		bytes += desc.len;
+	}
+	xsk_ring_cons__release(&port->rx, n);
+	bump(&port->stat[P_RX], good);
+	bump(&port->stat[P_RX_BYTES], bytes);
+	if (unlikely(good < n))
+		bump(&port->stat[P_RX_BAD], n - good);
+	return good;
+}
+
+static bool count_clone(struct afp_port *port, uint32_t frame)
+{
+	if (!port->sent_clones)
+		port->sent_clones = calloc(port->table->nframes, 1);
+	if (!port->sent_clones || port->sent_clones[frame] == UINT8_MAX)
+		return false;
+	port->sent_clones[frame]++;
+	return true;
+}
+
+/* One reference of the caller's goes to this port's TX ring. */
+static enum afp_reason lend_to_tx(struct afp_port *port, const struct afp_desc *desc)
+{
+	struct afp_table *t = port->table;
+	uint32_t frame = frame_of(t, desc->addr);
+	uint64_t w, next;
+
+	if (unlikely(frame == AFP_NO_FRAME))
+		return AFP_FOREIGN;
+	if (unlikely(!desc->len || desc->len > t->frame_size - (desc->addr & (t->frame_size - 1))))
+		return AFP_INVALID;
+	w = word_load(t, frame);
+	for (;;) {
+		if (unlikely(word_state(w) != AFP_APP && word_state(w) != AFP_TX))
+			return AFP_NOT_HELD;
+		if (unlikely(word_gen(w) != desc->gen))
+			return AFP_STALE;
+		if (unlikely(word_refs(w) <= word_tx(w)))
+			return AFP_NOT_HELD;
+		if (unlikely(atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == word_gen(w)))
+			return AFP_NOT_HELD;
+		if (likely(word_refs(w) == 1)) {
+			word_store(t, frame, word_make(word_gen(w), port->id, AFP_TX, word_owner(w), 1, 1));
+			return AFP_OK;
+		}
+		/* Others hold the frame too: who has it is kept per port. */
+		next = (w & ~(AFP_STATE_MASK | AFP_HOLDER_MASK)) | (uint64_t)AFP_TX << AFP_STATE_SHIFT |
+		       (uint64_t)AFP_SEVERAL << AFP_HOLDER_SHIFT;
+		if (!count_clone(port, frame))
+			return port->sent_clones ? AFP_TOO_MANY_REFS : AFP_NO_MEMORY;
+		if (atomic_compare_exchange_strong_explicit(&t->word[frame], &w, next + AFP_ONE_TX, memory_order_release,
+							    memory_order_relaxed))
+			return AFP_OK;
+		port->sent_clones[frame]--;
+	}
+}
+
+uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused)
+{
+	uint32_t index = 0, done;
+	uint64_t bytes = 0;
+
+	if (unlikely(!port->tx.ring))
+		return 0;
+	n = port_tx_room(port, n);
+	index = port->tx.cached_prod;
+	for (done = 0; done < n; done++) {
+		enum afp_reason reason = lend_to_tx(port, &descs[done]);
+
+		if (unlikely(reason != AFP_OK)) {
+			afp_refuse(port->table, refused, done, descs[done].addr, reason);
+			break;
+		}
+		*xsk_ring_prod__tx_desc(&port->tx, index + done) =
+			(struct xdp_desc){descs[done].addr, descs[done].len, descs[done].options};
+		bytes += descs[done].len;
+	}
+	if (!done)
+		return 0;
+	port->tx.cached_prod += done;
+	xsk_ring_prod__submit(&port->tx, done);
+	bump(&port->stat[P_TX], done);
+	bump(&port->stat[P_TX_BYTES], bytes);
+	return done;
+}
+
+/* A reference comes back from this port's TX ring. */
+static enum afp_reason back_from_tx(struct afp_port *port, struct afp_box *box, uint32_t frame)
+{
+	struct afp_table *t = port->table;
+	uint64_t w = word_load(t, frame), next;
+
+	if (unlikely(word_state(w) != AFP_TX))
+		return AFP_NOT_HELD;
+	if (likely(word_holder(w) == port->id))
+		return afp_go_home(t, box, frame, w, AFP_TX);
+	if (word_holder(w) != AFP_SEVERAL || !port->sent_clones || !port->sent_clones[frame])
+		return AFP_NOT_HELD;
+	for (;;) {
+		if (word_refs(w) == 1) {
+			atomic_thread_fence(memory_order_acquire);
+			enum afp_reason reason = afp_go_home(t, box, frame, w, AFP_TX);
+			if (reason == AFP_OK)
+				port->sent_clones[frame]--;
+			return reason;
+		}
+		next = w - AFP_ONE_REF - AFP_ONE_TX;
+		if (!word_tx(next))
+			next = (next & ~(AFP_STATE_MASK | AFP_HOLDER_MASK)) | (uint64_t)AFP_APP << AFP_STATE_SHIFT;
+		if (atomic_compare_exchange_weak_explicit(&t->word[frame], &w, next, memory_order_release, memory_order_relaxed)) {
+			port->sent_clones[frame]--;
+			return AFP_OK;
+		}
+	}
+}
+
+uint32_t afp_port_complete(struct afp_port *port, uint32_t n)
+{
+	struct afp_table *t = port->table;
+	struct afp_box box = {.self = afp_self()};
+	uint32_t index = 0, bad = 0, i;
+
+	if (unlikely(!port->comp.ring))
+		return 0;
+	n = xsk_ring_cons__peek(&port->comp, n, &index);
+	if (!n)
+		return 0;
+	box.room = n;
+	for (i = 0; i < n; i++) {
+		uint32_t frame = frame_of(t, *xsk_ring_cons__comp_addr(&port->comp, index + i));
+		enum afp_reason reason = frame == AFP_NO_FRAME ? AFP_FOREIGN : back_from_tx(port, &box, frame);
+
+		if (unlikely(reason == AFP_NO_MEMORY))
+			break; /* leave it and the rest in the ring until there is memory to post them */
+		bad += reason != AFP_OK;
+	}
+	xsk_ring_cons__cancel(&port->comp, n - i);
+	xsk_ring_cons__release(&port->comp, i);
+	afp_box_flush(&box);
+	bump(&port->stat[P_COMPLETED], i - bad);
+	if (unlikely(bad))
+		bump(&port->stat[P_COMP_BAD], bad);
+	return i - bad;
+}
+
+/* The socket is closed, so the kernel has let go: every frame it had comes home. Frames are found by their words. */
+void afp_port_reclaim(struct afp_port *port)
+{
+	struct afp_table *t = port->table;
+	struct afp_box box = {.self = afp_self(), .room = AFP_REFILL};
+	uint64_t filled = 0, sent = 0;
+
+	for (uint32_t frame = 0; frame < t->nframes; frame++) {
+		uint64_t w = word_load(t, frame);
+		bool mine = word_holder(w) == port->id;
+
+		if (mine && word_state(w) == AFP_FILL) {
+			/* The port's own for a moment, as if it had been received. */
+			w = word_make(word_gen(w), 0, AFP_APP, word_owner(w), 0, 1);
+			word_store(t, frame, w);
+			filled += afp_go_home(t, &box, frame, w, AFP_APP) == AFP_OK;
+		} else if (mine && word_state(w) == AFP_TX) {
+			sent += back_from_tx(port, &box, frame) == AFP_OK;
+		}
+		while (port->sent_clones && port->sent_clones[frame] && back_from_tx(port, &box, frame) == AFP_OK)
+			sent++;
+		/* Flush often: a box has room for so many posts a pool. */
+		if (frame % (AFP_REFILL / 2) == 0)
+			afp_box_flush(&box);
+	}
+	afp_box_flush(&box);
+	bump(&port->stat[P_FILL_RECLAIMED], filled);
+	bump(&port->stat[P_TX_RECLAIMED], sent);
+}

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A port: one AF_XDP socket on (netdev, queue) and its four rings.
+ *
+ * A frame handed to FILL or TX belongs to the kernel until RX or COMPLETION returns it. What the kernel has is therefore
+ * submitted minus returned, never ring arithmetic: the kernel takes entries out of a ring long before it is done with the
+ * frame, and may park a frame inside (net/xdp/xsk_buff_pool.c, xp_free()).
+ *
+ * Every address that comes back is checked against the frame's word: it must have been given to this port and not have
+ * come back yet. Anything else is counted and ignored; it never touches memory outside the Umem.
+ *
+ * Concurrency: one thread at a time. fill() takes frames from the port's pool, so that thread is the pool's owner.
+ */
+#ifndef AFXDP_POOL_PORT_H
+#define AFXDP_POOL_PORT_H
+
+#include "pool.h"
+#include "ring.h"
+
+struct afp_port_stats {
+	uint64_t fill_submitted; /* frames given to the kernel for receiving */
+	uint64_t rx_packets, rx_bytes;
+	uint64_t rx_bad;         /* RX descriptors refused: not a frame this port had filled */
+	uint64_t tx_packets, tx_bytes;
+	uint64_t tx_completed;
+	uint64_t completion_bad; /* completions refused: not a frame this port had sent */
+	uint64_t tx_kicks;       /* sendto() calls */
+	uint64_t tx_again;       /* of them: the kernel said "not all yet" (EAGAIN) */
+	uint64_t tx_busy;        /* of them: a packet was dropped by the device (EBUSY, ENOBUFS) */
+	uint64_t tx_errors;      /* of them: any other error */
+	uint64_t rx_kicks;
+	uint64_t fill_reclaimed; /* frames taken back from the kernel when the port closed, filled ... */
+	uint64_t tx_reclaimed;   /* ... and sent but not completed */
+};
+#define AFP_PORT_STATS 15
+
+struct afp_port {
+	struct afp_table *table;
+	struct afp_pool *pool; /* frames for FILL; NULL when this port never fills */
+	uint32_t id;
+	uint32_t fill_level; /* frames to keep with the kernel */
+	int fd;              /* -1: rings in plain memory */
+	int error;           /* errno of the last kick that failed for good */
+	struct xsk_ring_prod fill, tx;
+	struct xsk_ring_cons rx, comp;
+	uint8_t *sent_clones; /* [nframes] transmissions of frames with several references, made when first needed */
+	_Atomic uint64_t stat[AFP_PORT_STATS];
+
+	struct xsk_umem *umem;
+	struct xsk_socket *xsk;
+	struct afp_mock_ring mock[4]; /* fill, comp, rx, tx */
+};
+
+struct afp_port_config {
+	const char *netdev;
+	uint32_t queue;
+	uint32_t fill_size, comp_size, rx_size, tx_size; /* rx_size or tx_size 0: no such ring */
+	uint32_t bind_flags;                             /* XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP */
+	uint32_t tx_budget;                              /* descriptors a sendto() may handle in copy mode; 0 = kernel's 32 */
+};
+
+/* What afp_port_open() was doing when it failed. */
+enum afp_stage { AFP_STAGE_NONE, AFP_STAGE_TABLE, AFP_STAGE_UMEM, AFP_STAGE_BIND };
+
+enum afp_port_stat {
+	P_FILL, P_RX, P_RX_BYTES, P_RX_BAD, P_TX, P_TX_BYTES, P_COMPLETED, P_COMP_BAD,
+	P_KICKS, P_AGAIN, P_BUSY, P_ERRORS, P_RX_KICKS, P_FILL_RECLAIMED, P_TX_RECLAIMED,
+};
+
+struct afp_port *afp_port_new(struct afp_table *t, struct afp_pool *pool, uint32_t fill_level);
+int afp_port_open(struct afp_port *port, const struct afp_port_config *config, int *stage);
+int afp_port_mock(struct afp_port *port, uint32_t fill_size, uint32_t comp_size, uint32_t rx_size, uint32_t tx_size);
+/* Closes the socket, then takes back every frame the kernel had. Idempotent; the struct stays until afp_port_free(). */
+void afp_port_close(struct afp_port *port);
+void afp_port_free(struct afp_port *port);
+void afp_port_read_stats(const struct afp_port *port, struct afp_port_stats *out);
+/* Entries now in FILL, COMPLETION, RX, TX: what waits for the kernel, for us, for us, for the kernel. Any thread. */
+void afp_port_ring_levels(struct afp_port *port, uint32_t *out);
+/* What was granted: 1 zero-copy, 0 copy (XDP_OPTIONS), or a negative errno. */
+int afp_port_zero_copy(const struct afp_port *port);
+/* XDP_STATISTICS, its six counters; 0 or a negative errno. */
+int afp_port_kernel_stats(const struct afp_port *port, uint64_t *out);
+
+/* All return how many frames moved; a full or empty ring is a smaller number. fill: or AFP_WRONG_THREAD. */
+int afp_port_fill(struct afp_port *port, uint32_t n);
+uint32_t afp_port_receive(struct afp_port *port, struct afp_desc *out, uint32_t n);
+uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
+uint32_t afp_port_complete(struct afp_port *port, uint32_t n);
+/* Tell the kernel that there is something to send. 0, or a negative errno that will not go away by trying again. */
+int afp_port_kick(struct afp_port *port);
+void afp_port_wake_rx(struct afp_port *port);
+/* The socket is gone: every frame the kernel had from this port comes home. */
+void afp_port_reclaim(struct afp_port *port);
+
+static inline uint64_t port_count(const struct afp_port *port, enum afp_port_stat which)
+{
+	return atomic_load_explicit(&port->stat[which], memory_order_relaxed);
+}
+/* Frames the kernel has from this port. */
+static inline uint32_t port_in_fill(const struct afp_port *port)
+{
+	return (uint32_t)(port_count(port, P_FILL) - port_count(port, P_RX) - port_count(port, P_FILL_RECLAIMED));
+}
+static inline uint32_t port_in_tx(const struct afp_port *port)
+{
+	return (uint32_t)(port_count(port, P_TX) - port_count(port, P_COMPLETED) - port_count(port, P_TX_RECLAIMED));
+}
+static inline uint32_t port_tx_room(struct afp_port *port, uint32_t n)
+{
+	uint32_t room = xsk_prod_nb_free(&port->tx, n);
+
+	return room < n ? room : n;
+}
+/* How many more frames FILL should get: none while it is nearly full, so that it is topped up in bulk. */
+static inline uint32_t port_fill_want(const struct afp_port *port)
+{
+	uint32_t in = port_in_fill(port);
+
+	if (in >= port->fill_level)
+		return 0;
+	return port->fill_level - in >= AFP_REFILL || in < port->fill_level / 2 ? port->fill_level - in : 0;
+}
+
+#endif

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The free side: references given back, from any thread, each frame to its own pool. */
+#include "pool.h"
+
+#include <stdlib.h>
+
+/* Remote returns: a batch's frames for other threads' pools, one post a pool -------------------------------------------------------------------------------------------------- */
+
+static void box_send(struct afp_box *box, uint32_t slot)
+{
+	struct afp_pool *p = box->pool[slot];
+	struct afp_post *post = box->post[slot];
+
+	post->next = atomic_load_explicit(&p->inbox, memory_order_relaxed);
+	while (!atomic_compare_exchange_weak(&p->inbox, &post->next, post))
+		;
+	if (unlikely(atomic_load(&p->life) == AFP_DETACHED))
+		afp_table_reap(p->table);
+}
+
+bool afp_box_add(struct afp_box *box, struct afp_pool *p, uint32_t frame, uint16_t gen, enum afp_state from)
+{
+	uint32_t slot = 0;
+	struct afp_post *post;
+
+	while (slot < box->used && box->pool[slot] != p)
+		slot++;
+	if (unlikely(slot == box->used)) {
+		if (box->used == AFP_BOX_POOLS)
+			box_send(box, slot = 0);
+		else
+			box->used++;
+		post = malloc(sizeof(*post) + box->room * sizeof(post->entry[0]));
+		if (!post) {
+			/* The slot is given up; the frame stays with its holder. */
+			box->used--;
+			box->pool[slot] = box->pool[box->used];
+			box->post[slot] = box->post[box->used];
+			return false;
+		}
+		post->n = 0;
+		post->room = box->room;
+		box->pool[slot] = p;
+		box->post[slot] = post;
+	}
+	post = box->post[slot];
+	atomic_store_explicit(&p->table->returned[frame], gen, memory_order_relaxed);
+	post->entry[post->n++] = (uint64_t)frame | (uint64_t)gen << 32 | (uint64_t)from << 48;
+	return true;
+}
+
+void afp_box_flush(struct afp_box *box)
+{
+	for (uint32_t slot = 0; slot < box->used; slot++)
+		box_send(box, slot);
+	box->used = 0;
+	afp_box_count(box);
+}
+
+/* Frames ------------------------------------------------------------------------------------------------------------ */
+
+void afp_refuse(struct afp_table *t, struct afp_refusals *refused, uint32_t index, uint64_t addr, enum afp_reason reason)
+{
+	if (reason == AFP_FOREIGN)
+		atomic_fetch_add_explicit(&t->foreign_puts, 1, memory_order_relaxed);
+	if (refused->n < AFP_REFUSALS)
+		refused->item[refused->n] = (struct afp_refusal){index, reason, addr};
+	refused->n++;
+}
+
+/* Does the caller, who shows this descriptor, hold a reference that is not with a TX ring? */
+static inline enum afp_reason held(uint64_t w, uint16_t gen)
+{
+	if (unlikely(word_state(w) != AFP_APP && word_state(w) != AFP_TX))
+		return AFP_NOT_HELD;
+	if (unlikely(word_gen(w) != gen))
+		return AFP_STALE;
+	return likely(word_refs(w) > word_tx(w)) ? AFP_OK : AFP_NOT_HELD;
+}
+
+uint32_t afp_put(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused)
+{
+	struct afp_box box = {.self = afp_self(), .room = n};
+	uint32_t before = refused->n;
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t frame = frame_of(t, descs[i].addr);
+		enum afp_reason reason = AFP_FOREIGN;
+
+		if (likely(frame != AFP_NO_FRAME)) {
+			uint64_t w = word_load(t, frame);
+
+			for (;;) {
+				reason = held(w, descs[i].gen);
+				if (unlikely(reason != AFP_OK))
+					break;
+				if (likely(word_refs(w) == 1)) {
+					/* Others may have written to the frame before they let go of it. */
+					atomic_thread_fence(memory_order_acquire);
+					reason = afp_go_home(t, &box, frame, w, AFP_APP);
+					break;
+				}
+				if (atomic_compare_exchange_weak_explicit(&t->word[frame], &w, w - AFP_ONE_REF, memory_order_release,
+									  memory_order_relaxed))
+					break;
+			}
+		}
+		if (unlikely(reason != AFP_OK))
+			afp_refuse(t, refused, i, descs[i].addr, reason);
+	}
+	afp_box_flush(&box);
+	return n - (refused->n - before);
+}
+
+uint32_t afp_ref(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused)
+{
+	uint32_t before = refused->n;
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t frame = frame_of(t, descs[i].addr);
+		enum afp_reason reason = AFP_FOREIGN;
+
+		if (likely(frame != AFP_NO_FRAME)) {
+			uint64_t w = word_load(t, frame);
+
+			do {
+				reason = held(w, descs[i].gen);
+				if (reason == AFP_OK && atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == word_gen(w))
+					reason = AFP_NOT_HELD;
+				if (reason == AFP_OK && word_refs(w) == AFP_MAX_REFS)
+					reason = AFP_TOO_MANY_REFS;
+			} while (reason == AFP_OK &&
+				 !atomic_compare_exchange_weak_explicit(&t->word[frame], &w, w + AFP_ONE_REF, memory_order_relaxed,
+									memory_order_relaxed));
+		}
+		if (unlikely(reason != AFP_OK))
+			afp_refuse(t, refused, i, descs[i].addr, reason);
+	}
+	return n - (refused->n - before);
+}

@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A port's socket: made and bound through libxdp, kicked, asked for its statistics, closed. See port.h. */
+#include "port.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+
+/* Kicks ----------------------------------------------------------------------------------------------------------------- */
+
+int afp_port_kick(struct afp_port *port)
+{
+	if (port->fd < 0 || !port->tx.ring || !ring_pending(&port->tx) || !xsk_ring_prod__needs_wakeup(&port->tx))
+		return 0;
+	bump(&port->stat[P_KICKS], 1);
+	if (likely(sendto(port->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) >= 0))
+		return 0;
+	switch (errno) {
+	case EAGAIN: /* budget spent, completion ring full, or the device's queue stopped: what is left stays in the ring */
+		bump(&port->stat[P_AGAIN], 1);
+		return 0;
+	case EBUSY: /* the device dropped a packet (counted there) or zero-copy is busy */
+	case ENOBUFS:
+	case EINTR:
+		bump(&port->stat[P_BUSY], 1);
+		return 0;
+	default: /* ENETDOWN, ENXIO: the netdev is down or gone */
+		bump(&port->stat[P_ERRORS], 1);
+		port->error = errno;
+		return -errno;
+	}
+}
+
+void afp_port_wake_rx(struct afp_port *port)
+{
+	if (port->fd < 0 || !port->rx.ring || !xsk_ring_prod__needs_wakeup(&port->fill))
+		return;
+	bump(&port->stat[P_RX_KICKS], 1);
+	(void)!recvfrom(port->fd, NULL, 0, MSG_DONTWAIT, NULL, NULL);
+}
+
+/* Life of a port ------------------------------------------------------------------------------------------------------- */
+
+struct afp_port *afp_port_new(struct afp_table *t, struct afp_pool *pool, uint32_t fill_level)
+{
+	struct afp_port *port = calloc(1, sizeof(*port));
+
+	if (!port)
+		return NULL;
+	port->table = t;
+	port->pool = pool;
+	port->fill_level = fill_level;
+	port->fd = -1;
+	pthread_mutex_lock(&t->lock);
+	for (uint32_t id = 1; id < AFP_SEVERAL; id++) {
+		if (!t->ports[id]) {
+			t->ports[id] = port;
+			port->id = id;
+			break;
+		}
+	}
+	pthread_mutex_unlock(&t->lock);
+	if (!port->id) {
+		free(port);
+		errno = EMFILE;
+		return NULL;
+	}
+	return port;
+}
+
+/* The kernel's side of a port ends here: sockets, rings, and what it had of ours. */
+static void close_socket(struct afp_port *port)
+{
+	if (port->xsk)
+		xsk_socket__delete(port->xsk);
+	if (port->umem)
+		xsk_umem__delete(port->umem);
+	port->xsk = NULL;
+	port->umem = NULL;
+	port->fd = -1;
+	for (int i = 0; i < 4; i++) {
+		free(port->mock[i].entries);
+		port->mock[i].entries = NULL;
+	}
+	memset(&port->fill, 0, sizeof(port->fill));
+	memset(&port->comp, 0, sizeof(port->comp));
+	memset(&port->rx, 0, sizeof(port->rx));
+	memset(&port->tx, 0, sizeof(port->tx));
+	afp_port_reclaim(port);
+}
+
+int afp_port_open(struct afp_port *port, const struct afp_port_config *c, int *stage)
+{
+	struct afp_table *t = port->table;
+	struct xsk_umem_config umem = {
+		.fill_size = c->fill_size,
+		.comp_size = c->comp_size,
+		.frame_size = t->frame_size,
+		.frame_headroom = t->headroom,
+	};
+	struct xsk_socket_config sock = {
+		.rx_size = c->rx_size,
+		.tx_size = c->tx_size,
+		.libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD,
+		.bind_flags = (uint16_t)c->bind_flags,
+	};
+	int err;
+
+	*stage = AFP_STAGE_UMEM;
+	/* Every port registers the same memory for itself: its own mode, and closing in any order. */
+	err = xsk_umem__create(&port->umem, t->area, t->size, &port->fill, &port->comp, &umem);
+	if (err)
+		return err;
+	/* FILL is stocked before the bind: a zero-copy driver takes its first frames while it binds. */
+	*stage = AFP_STAGE_TABLE;
+	err = afp_port_fill(port, port->fill_level);
+	if (err < 0) {
+		close_socket(port);
+		return err;
+	}
+	*stage = AFP_STAGE_BIND;
+	err = xsk_socket__create(&port->xsk, c->netdev, c->queue, port->umem, c->rx_size ? &port->rx : NULL,
+				 c->tx_size ? &port->tx : NULL, &sock);
+	if (err) {
+		port->xsk = NULL; /* libxdp freed what it had made */
+		close_socket(port);
+		return err;
+	}
+	port->fd = xsk_socket__fd(port->xsk);
+	if (c->tx_budget) {
+		/* Not on older kernels; then a kick handles 32 descriptors, as it always did. */
+		uint32_t budget = c->tx_budget < c->tx_size ? c->tx_budget : c->tx_size;
+		(void)!setsockopt(port->fd, SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &budget, sizeof(budget));
+	}
+	*stage = AFP_STAGE_NONE;
+	return 0;
+}
+
+int afp_port_mock(struct afp_port *port, uint32_t fill_size, uint32_t comp_size, uint32_t rx_size, uint32_t tx_size)
+{
+	const uint32_t sizes[4] = {fill_size, comp_size, rx_size, tx_size};
+	const size_t widths[4] = {sizeof(uint64_t), sizeof(uint64_t), sizeof(struct xdp_desc), sizeof(struct xdp_desc)};
+	/* The four ring structs of libxdp are one layout under two names. */
+	void *rings[4] = {&port->fill, &port->comp, &port->rx, &port->tx};
+
+	for (int i = 0; i < 4; i++) {
+		struct afp_mock_ring *m = &port->mock[i];
+		struct xsk_ring_prod view = {0};
+
+		m->entries = calloc(sizes[i] ? sizes[i] : 1, widths[i]);
+		if (!m->entries)
+			return -ENOMEM;
+		m->size = sizes[i];
+		view.mask = sizes[i] - 1;
+		view.size = sizes[i];
+		view.producer = &m->producer;
+		view.consumer = &m->consumer;
+		view.flags = &m->flags;
+		view.ring = sizes[i] ? m->entries : NULL;
+		if (i == 0 || i == 3)
+			view.cached_cons = sizes[i]; /* producer rings keep it one size ahead */
+		memcpy(rings[i], &view, sizeof(view));
+	}
+	return 0;
+}
+
+void afp_port_close(struct afp_port *port)
+{
+	if (!port->fill.ring && !port->comp.ring)
+		return;
+	/* Completions that are there already are worth more than a reclaim: they are counted as sent. */
+	while (afp_port_complete(port, AFP_REFILL))
+		;
+	close_socket(port);
+}
+
+void afp_port_free(struct afp_port *port)
+{
+	struct afp_table *t = port->table;
+
+	afp_port_close(port);
+	pthread_mutex_lock(&t->lock);
+	t->ports[port->id] = NULL;
+	pthread_mutex_unlock(&t->lock);
+	free(port->sent_clones);
+	free(port);
+}
+
+void afp_port_read_stats(const struct afp_port *port, struct afp_port_stats *out)
+{
+	uint64_t *field = &out->fill_submitted;
+
+	for (int i = 0; i < AFP_PORT_STATS; i++)
+		field[i] = port_count(port, (enum afp_port_stat)i);
+}
+
+static uint32_t ring_level(const void *ring)
+{
+	const struct xsk_ring_prod *r = ring; /* the structs of both directions are one layout */
+
+	return r->ring ? __atomic_load_n(r->producer, __ATOMIC_RELAXED) - __atomic_load_n(r->consumer, __ATOMIC_RELAXED) : 0;
+}
+
+void afp_port_ring_levels(struct afp_port *port, uint32_t *out)
+{
+	out[0] = ring_level(&port->fill);
+	out[1] = ring_level(&port->comp);
+	out[2] = ring_level(&port->rx);
+	out[3] = ring_level(&port->tx);
+}
+
+int afp_port_zero_copy(const struct afp_port *port)
+{
+	struct xdp_options options = {0};
+	socklen_t size = sizeof(options);
+
+	if (port->fd < 0)
+		return -EBADF;
+	if (getsockopt(port->fd, SOL_XDP, XDP_OPTIONS, &options, &size))
+		return -errno;
+	return !!(options.flags & XDP_OPTIONS_ZEROCOPY);
+}
+
+int afp_port_kernel_stats(const struct afp_port *port, uint64_t *out)
+{
+	struct xdp_statistics stats = {0};
+	socklen_t size = sizeof(stats);
+
+	if (port->fd < 0)
+		return -EBADF;
+	if (getsockopt(port->fd, SOL_XDP, XDP_STATISTICS, &stats, &size))
+		return -errno;
+	memcpy(out, &stats, sizeof(stats)); /* six 64-bit counters, those of an older kernel zero */
+	return 0;
+}

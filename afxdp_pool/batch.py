@@ -1,0 +1,95 @@
+"""`Batch`: up to N packets, as descriptors over memory the Umem owns.
+
+A batch is a numpy structured array of descriptors and the Umem they point into; it copies no packet. Holding a batch
+is holding its frames: who has it puts it, sends it, or keeps it. Descriptors carry their frame's generation, so that
+a batch used after its frames went round again is recognised and refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from afxdp_pool.errors import InvalidDescriptorError
+
+if TYPE_CHECKING:
+    from afxdp_pool.port import Port
+
+#: One descriptor: `addr` bytes into the Umem, `len` bytes, the kernel's `options`, the frame's generation.
+DESC = np.dtype([("addr", "<u8"), ("len", "<u4"), ("options", "<u2"), ("gen", "<u2")])
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Batch:
+    """Packets in frames: ``len(batch)`` of them.
+
+    Attributes:
+        descs: structured array of dtype `DESC`, shape ``(n,)``; `addr` and `len` may be changed by the frames' holder.
+        data: the whole Umem as uint8, shape ``(bytes,)``.
+        port: the port the packets came from, or None.
+
+    Ownership: whoever holds the batch holds one reference to each of its frames. A batch given to a handler lends
+    them for the call only; ``copy()`` it before keeping packets beyond the call.
+    Concurrency: any one thread at a time.
+    """
+
+    __slots__ = ("data", "descs", "port")
+
+    def __init__(self, descs: npt.NDArray[Any], data: Bytes, port: Port | None = None) -> None:
+        self.descs = descs
+        self.data = data
+        self.port = port
+
+    def __len__(self) -> int:
+        return len(self.descs)
+
+    @overload
+    def __getitem__(self, key: int) -> Bytes: ...
+    @overload
+    def __getitem__(self, key: slice | npt.NDArray[Any]) -> Batch: ...
+    def __getitem__(self, key: int | slice | npt.NDArray[Any]) -> Bytes | Batch:
+        """``batch[i]`` is packet i, a writable uint8 view; a slice, mask or index array gives a smaller batch."""
+        if isinstance(key, (int, np.integer)):
+            desc = self.descs[int(key)]
+            start = int(desc["addr"])
+            return self.data[start : start + int(desc["len"])]
+        return Batch(self.descs[key], self.data, self.port)
+
+    def __iter__(self) -> Iterator[Bytes]:
+        """Each packet in turn, as ``batch[i]``."""
+        for addr, length in zip(self.addr.tolist(), self.len.tolist(), strict=True):
+            yield self.data[addr : addr + length]
+
+    def __repr__(self) -> str:
+        return f"<Batch of {len(self)} packets, {int(self.len.sum())} bytes>"
+
+    @property
+    def addr(self) -> npt.NDArray[np.uint64]:
+        """Where each packet starts, bytes into the Umem; shape ``(n,)``, uint64, writable."""
+        return self.descs["addr"]
+
+    @property
+    def len(self) -> npt.NDArray[np.uint32]:
+        """The length of each packet in bytes; shape ``(n,)``, uint32, writable."""
+        return self.descs["len"]
+
+    def copy(self) -> Batch:
+        """The same packets under descriptors of their own: the frames are not copied, no reference is taken."""
+        return Batch(self.descs.copy(), self.data, self.port)
+
+    def write(self, index: int, packet: bytes | bytearray | memoryview | Bytes) -> None:
+        """Write `packet` into frame `index`, at its address, and set its length.
+
+        Raises:
+            InvalidDescriptorError: the packet would reach beyond the Umem. (Beyond its frame: refused when sent.)
+        """
+        content = np.frombuffer(packet, np.uint8)
+        start = int(self.descs["addr"][index])
+        if start + len(content) > len(self.data):
+            raise InvalidDescriptorError(f"{len(content)} bytes at {start:#x} reach beyond the Umem")
+        self.data[start : start + len(content)] = content
+        self.descs["len"][index] = len(content)

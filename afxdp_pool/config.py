@@ -1,0 +1,139 @@
+"""What a user may choose, as frozen dataclasses that refuse at construction what could never work.
+
+Nothing here touches the system. The limits are the kernel's and are named in the messages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from afxdp_pool.errors import ConfigError, FrameSizeError, RingSizeError
+
+FRAME_SIZES = (2048, 4096)
+#: Room the kernel puts in front of every received packet (XDP_PACKET_HEADROOM, include/uapi/linux/bpf.h).
+PACKET_HEADROOM = 256
+#: What a frame must leave for a packet beside its headroom: skb_shared_info and a smallest Ethernet frame
+#: (xdp_umem_reg() in net/xdp/xdp_umem.c of recent kernels; older ones allow more headroom).
+FRAME_RESERVE = 320 + 128
+MAX_RING = 1 << 20
+MAX_BATCH = 1024
+#: The pool moves frames in bulks of this size (PP_ALLOC_CACHE_REFILL).
+BULK = 64
+
+Mode = Literal["auto", "copy", "zero-copy"]
+
+
+def is_power_of_two(value: int) -> bool:
+    """Whether `value` is 1, 2, 4, 8, ..."""
+    return value > 0 and value & (value - 1) == 0
+
+
+@dataclass(frozen=True)
+class UmemConfig:
+    """The memory: how many frames of which size, and what it is made of.
+
+    Attributes:
+        frames: number of frames.
+        frame_size: bytes a frame, 2048 or 4096.
+        headroom: bytes kept free at the start of each frame, before the kernel's own 256.
+        huge_pages: ask for 2 MB pages; falls back to 4 KB pages with a warning when there are too few.
+        prefault: touch the memory now, not when the first port registers it.
+
+    Raises:
+        FrameSizeError: the kernel would refuse the frame size or headroom.
+        ConfigError: no frames, or more than 2^32 - 1.
+    """
+
+    frames: int = 8192
+    frame_size: int = 4096
+    headroom: int = 0
+    huge_pages: bool = False
+    prefault: bool = False
+
+    def __post_init__(self) -> None:
+        if self.frame_size not in FRAME_SIZES:
+            raise FrameSizeError(
+                f"a frame of {self.frame_size} bytes is not possible",
+                hint="the kernel takes aligned frames of 2048 or 4096 bytes",
+            )
+        limit = self.frame_size - PACKET_HEADROOM - FRAME_RESERVE
+        if not 0 <= self.headroom <= limit:
+            raise FrameSizeError(
+                f"headroom {self.headroom} does not fit frames of {self.frame_size} bytes",
+                hint=f"choose 0 to {limit}: the kernel keeps {PACKET_HEADROOM} bytes for itself "
+                f"and {FRAME_RESERVE} for a packet",
+            )
+        if not 1 <= self.frames < 1 << 32:
+            raise ConfigError(f"{self.frames} frames are not possible", hint="choose 1 to 2^32 - 1 frames")
+
+    @property
+    def max_packet(self) -> int:
+        """The longest packet, in bytes, that fits a frame when received."""
+        return self.frame_size - self.headroom - PACKET_HEADROOM
+
+
+@dataclass(frozen=True)
+class PortConfig:
+    """A port's rings and mode.
+
+    Attributes:
+        fill_size, comp_size, rx_size, tx_size: entries of the four rings, each a power of two. FILL twice RX: the
+            kernel publishes received packets before it frees their FILL entries.
+        fill_level: frames to keep with the kernel for receiving. More than a few thousand cost cache misses.
+        mode: ``"zero-copy"`` and ``"copy"`` demand, ``"auto"`` takes the best the driver has.
+        need_wakeup: let the kernel say when it must be woken, instead of waking it always.
+        tx_budget: packets one kick may send in copy mode, where the kernel can be told (Linux >= 6.17); 0 leaves its 32.
+        receive: attach to the netdev's queue for receiving. A port that only sends takes no packets from the kernel;
+            it still keeps a few frames in FILL, since some drivers stall without.
+        transmit: whether the port sends.
+        bind_timeout: seconds to go on trying while the queue is busy. A queue stays busy for some milliseconds after
+            its last socket was closed, because the kernel releases it asynchronously (net/xdp/xsk_buff_pool.c).
+
+    Raises:
+        RingSizeError: a ring size the kernel would refuse, or a fill level that does not fit the ring.
+    """
+
+    fill_size: int = 4096
+    comp_size: int = 2048
+    rx_size: int = 2048
+    tx_size: int = 2048
+    fill_level: int = 2048
+    mode: Mode = "auto"
+    need_wakeup: bool = True
+    tx_budget: int = 256
+    receive: bool = True
+    transmit: bool = True
+    bind_timeout: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("fill_size", "comp_size", "rx_size", "tx_size"):
+            value = getattr(self, name)
+            if not is_power_of_two(value) or not 2 <= value <= MAX_RING:
+                raise RingSizeError(
+                    f"{name} {value} is not possible",
+                    hint=f"the kernel takes powers of two; choose one from 2 to {MAX_RING}, such as 2048",
+                )
+        if not 1 <= self.fill_level <= self.fill_size:
+            raise RingSizeError(
+                f"fill_level {self.fill_level} does not fit a FILL ring of {self.fill_size}",
+                hint="choose 1 to fill_size",
+            )
+        if self.mode not in ("auto", "copy", "zero-copy"):
+            raise ConfigError(f"mode {self.mode!r} is unknown", hint='choose "auto", "copy" or "zero-copy"')
+        if not (self.receive or self.transmit):
+            raise ConfigError(
+                "a port that neither receives nor sends is of no use", hint="set receive or transmit"
+            )
+
+    @property
+    def frames_needed(self) -> int:
+        """Frames this port needs to run: those it keeps in FILL, and a bulk to work with."""
+        return (self.fill_level if self.receive else min(self.fill_level, BULK)) + BULK
+
+
+def check_batch(batch: int) -> int:
+    """Return `batch`, the packets handled in one round, or raise ConfigError."""
+    if not 1 <= batch <= MAX_BATCH:
+        raise ConfigError(f"a batch of {batch} packets is not possible", hint=f"choose 1 to {MAX_BATCH}")
+    return batch

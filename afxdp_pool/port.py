@@ -1,0 +1,464 @@
+"""`Port`: one AF_XDP socket on (netdev, queue) and its four rings, FILL, RX, TX and COMPLETION.
+
+It owns the socket and the rings, never the frames: those belong to pools. What it hands to the kernel comes back
+through RX or COMPLETION, or, when the port closes, by force. Invariant: frames the kernel has from this port are
+submitted minus returned; `audit()` holds the frame table against that.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from afxdp_pool import netdev as netdevs
+from afxdp_pool._native import ffi, lib
+from afxdp_pool.batch import DESC, Batch
+from afxdp_pool.config import PortConfig
+from afxdp_pool.errors import (
+    AfXdpError,
+    ConfigError,
+    FrameSizeError,
+    InterfaceDownError,
+    LinkGoneError,
+    MemoryLimitError,
+    ModeUnsupportedError,
+    NoSuchInterfaceError,
+    NotEnoughFramesError,
+    PoolClosedError,
+    PrivilegeError,
+    QueueBusyError,
+    QueueRangeError,
+    WrongThreadError,
+)
+from afxdp_pool.filters import Rule
+from afxdp_pool.pool import FramePool, descriptors, raise_refused
+from afxdp_pool.program import XdpProgram
+from afxdp_pool.stats import KernelStats, PortStats, kernel_stats, port_stats
+
+_RETRY_STEP = 0.01
+
+
+@dataclass(frozen=True)
+class PortInfo:
+    """What a port was granted, as the kernel tells it.
+
+    Attributes:
+        netdev: name of the network device, or ``"memory"``.
+        queue: its queue.
+        driver: the network device's driver.
+        mode: ``"zero-copy"`` or ``"copy"``, read back from the socket.
+        xdp_mode: ``"native"`` or ``"generic"``, or None for a port without an XDP program (it does not receive).
+        pages: what the Umem is made of.
+    """
+
+    netdev: str
+    queue: int
+    driver: str
+    mode: str
+    xdp_mode: str | None
+    pages: str
+
+
+class Port:
+    """A socket on one queue of a network device, over the frames of a pool's Umem.
+
+    Args:
+        pool: where FILL gets its frames; any Umem can have ports on any netdevs.
+        netdev: name of the network device.
+        queue: number of its queue.
+        config: ring sizes, mode, directions.
+        netns: name of the network namespace it is in; None for the calling thread's.
+        program: the XDP program to receive through. None makes one (shared by this process's ports on the netdev).
+
+    Each port registers the Umem's memory for itself: so ports differ in mode, and close in any order.
+
+    Raises:
+        NoSuchInterfaceError, NoSuchNamespaceError, InterfaceDownError, QueueRangeError: the place is wrong.
+        QueueBusyError: another socket has the queue, and kept it for ``config.bind_timeout`` seconds.
+        PrivilegeError, MemoryLimitError, ModeUnsupportedError, NotEnoughFramesError: the means are lacking.
+        ProgramBusyError, ProgramLoadError: see `XdpProgram`.
+        WrongThreadError: the pool is bound to another thread.
+
+    Concurrency: one thread at a time, the pool's owner while it fills.
+    Source of the rules: Documentation/networking/af_xdp.rst, net/xdp/xsk.c.
+    """
+
+    def __init__(
+        self,
+        pool: FramePool,
+        netdev: str,
+        queue: int = 0,
+        *,
+        config: PortConfig | None = None,
+        netns: str | None = None,
+        program: XdpProgram | None = None,
+    ) -> None:
+        self._prepare(pool, netdev, queue, config or PortConfig())
+        self._netns = netns
+        where = check_place(netdev, queue, netns)
+        self._driver = where.driver
+        self._require_frames()
+        self._port = self._new()
+        try:
+            self._open()
+            if self.config.receive:
+                self._program = program or borrow_program(netdev, netns)
+                self._borrowed = program is None
+                self._program.add_socket(queue, self._port.fd)
+        except BaseException:
+            self.close()
+            raise
+        pool.umem._ports.add(self)
+
+    @classmethod
+    def in_memory(cls, pool: FramePool, config: PortConfig | None = None, name: str = "memory") -> Self:
+        """A port whose rings lie in plain memory, for tests: `afxdp_pool.testing.rings` plays the kernel's side."""
+        self = cls.__new__(cls)
+        self._prepare(pool, name, 0, config or PortConfig())
+        self._require_frames()
+        self._port = self._new()
+        c = self.config
+        if lib.afp_port_mock(
+            self._port,
+            c.fill_size,
+            c.comp_size,
+            c.rx_size if c.receive else 0,
+            c.tx_size if c.transmit else 0,
+        ):
+            raise MemoryLimitError("no memory for rings")
+        pool.umem._ports.add(self)
+        return self
+
+    def _prepare(self, pool: FramePool, netdev: str, queue: int, config: PortConfig) -> None:
+        self.pool = pool
+        self.netdev = netdev
+        self.queue = queue
+        self.config = config
+        self._netns: str | None = None
+        self._driver = ""
+        self._port: Any = None
+        self._program: XdpProgram | None = None
+        self._borrowed = False
+        self._last: PortStats | None = None
+        self._last_kernel = KernelStats()
+
+    def _require_frames(self) -> None:
+        umem = self.pool.umem
+        needed = self.config.frames_needed + sum(port.config.frames_needed for port in umem._ports)
+        if needed > umem.frames:
+            raise NotEnoughFramesError(
+                f"the rings of its ports need {needed} frames, and the Umem has {umem.frames}",
+                subject=self.name,
+                hint=f"use {needed} frames or more, or a smaller fill_level",
+            )
+
+    def _new(self) -> Any:
+        pool = self.pool.native
+        level = self.config.fill_level if self.config.receive else min(self.config.fill_level, 64)
+        port = lib.afp_port_new(self.pool.umem.table, pool, level)
+        if port == ffi.NULL:
+            raise MemoryLimitError("no memory, or more than 254 ports on one Umem", subject=self.name)
+        return port
+
+    def _open(self) -> None:
+        """Bind, trying again while the queue is busy: the kernel releases a closed socket's queue asynchronously."""
+        c = self.config
+        flags = (lib.XDP_USE_NEED_WAKEUP if c.need_wakeup else 0) | {
+            "auto": 0,
+            "copy": lib.XDP_COPY,
+            "zero-copy": lib.XDP_ZEROCOPY,
+        }[c.mode]
+        name = ffi.new("char[]", self.netdev.encode())
+        native = ffi.new(
+            "struct afp_port_config *",
+            {
+                "netdev": name,
+                "queue": self.queue,
+                "fill_size": c.fill_size,
+                "comp_size": c.comp_size,
+                "rx_size": c.rx_size if c.receive else 0,
+                "tx_size": c.tx_size if c.transmit else 0,
+                "bind_flags": flags,
+                "tx_budget": c.tx_budget,
+            },
+        )
+        stage = ffi.new("int *")
+        unbound = not self.pool.owner_tid
+        deadline = time.monotonic() + c.bind_timeout
+        with netdevs.in_netns(self._netns):
+            while (result := lib.afp_port_open(self._port, native, stage)) == -errno.EBUSY:
+                if time.monotonic() >= deadline:
+                    break
+                time.sleep(_RETRY_STEP)
+        if unbound and self.pool.owner_tid:
+            self.pool.unbind()  # opening filled the ring from here; the thread that runs the port comes later
+        if result == lib.AFP_WRONG_THREAD and stage[0] == lib.AFP_STAGE_TABLE:
+            raise WrongThreadError(
+                f"{self.name}: pool {self.pool.id} belongs to thread {self.pool.owner_tid}",
+                hint="open the port there, or let that thread call pool.unbind() first",
+            )
+        if result:
+            raise self._open_error(-result, stage[0])
+
+    def _open_error(self, code: int, stage: int) -> AfXdpError:
+        """The named error for a socket that could not be made."""
+        doing = "registering the memory" if stage == lib.AFP_STAGE_UMEM else "binding the socket"
+        kind: type[AfXdpError] = AfXdpError
+        hint = ""
+        if code in (errno.EPERM, errno.EACCES):
+            kind, hint = PrivilegeError, "run as root, or with CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF"
+        elif code in (errno.ENOBUFS, errno.ENOMEM):
+            kind = MemoryLimitError
+            hint = (
+                "the locked-memory limit is too low: raise it (ulimit -l unlimited), give the process "
+                "CAP_IPC_LOCK, or use fewer frames"
+            )
+        elif code == errno.EAFNOSUPPORT:
+            kind, hint = (
+                ModeUnsupportedError,
+                "this kernel is built without AF_XDP (CONFIG_XDP_SOCKETS); use one that has it",
+            )
+        elif code == errno.EBUSY:
+            kind = QueueBusyError
+            hint = "another AF_XDP socket is bound to this queue: end that program (ss --xdp -p shows it) or use another queue"
+        elif code == errno.ENODEV:
+            kind, hint = NoSuchInterfaceError, "the interface went away while it was opened"
+        elif code == errno.ENETDOWN:
+            kind, hint = InterfaceDownError, f"bring it up: ip link set {self.netdev} up"
+        elif code == errno.EINVAL and stage == lib.AFP_STAGE_UMEM:
+            kind, hint = FrameSizeError, "this kernel does not take this frame size with this headroom"
+        elif self.config.mode == "zero-copy" and code in (errno.EOPNOTSUPP, errno.EINVAL):
+            kind = ModeUnsupportedError
+            hint = f"the driver {self._driver or 'of this interface'} has no zero-copy for this queue: use copy or auto"
+        elif code == errno.EINVAL:
+            kind, hint = (
+                QueueRangeError,
+                "the kernel says the queue or the mode does not exist on this device",
+            )
+        return kind(subject=self.name, doing=doing, errno=code, hint=hint)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Port {self.name}{', closed' if self._port is None else ''}>"
+
+    @property
+    def name(self) -> str:
+        """``"netdev queue N"``, with the namespace when it is not the caller's."""
+        return f"{self.netdev} queue {self.queue}" + (f" in namespace {self._netns}" if self._netns else "")
+
+    @property
+    def native(self) -> Any:
+        """The C port, for the modules that call C.
+
+        Raises:
+            PoolClosedError: the port is closed.
+        """
+        if self._port is None:
+            raise PoolClosedError(f"{self.name}: the port is closed")
+        return self._port
+
+    @property
+    def program(self) -> XdpProgram | None:
+        """The XDP program this port receives through."""
+        return self._program
+
+    @property
+    def info(self) -> PortInfo:
+        """What was granted, as opposed to what was asked for."""
+        zero_copy = lib.afp_port_zero_copy(self.native) == 1
+        return PortInfo(
+            self.netdev,
+            self.queue,
+            self._driver,
+            "zero-copy" if zero_copy else "copy",
+            self._program.mode if self._program else None,
+            self.pool.umem.pages,
+        )
+
+    def fileno(self) -> int:
+        """The socket, for poll and select: readable when packets wait. Owned by the port; -1 in memory."""
+        return int(self.native.fd)
+
+    def fill(self, n: int | None = None) -> int:
+        """Hand up to `n` frames of the pool to the kernel to receive into; default: up to the fill level.
+
+        Returns how many; less when the ring is full or the pool empty.
+
+        Raises:
+            WrongThreadError: another thread owns the pool.
+
+        Ownership: the frames are the kernel's until received.
+        """
+        port = self.native
+        if n is None:
+            stats = port_stats(port)
+            n = max(0, int(port.fill_level) - (stats.fill_submitted - stats.rx_packets))
+        got = lib.afp_port_fill(port, n)
+        if got < 0:
+            raise self.pool._refusal(got, f"{self.name}: fill")
+        return int(got)
+
+    def receive(self, n: int = 64) -> Batch:
+        """Up to `n` packets that have arrived; an empty batch when none has. Never waits.
+
+        Ownership: the caller holds the frames until put, sent or kept.
+        """
+        descs = np.empty(n, DESC)
+        got = lib.afp_port_receive(self.native, ffi.from_buffer("struct afp_desc[]", descs), n)
+        return Batch(descs[:got], self.pool.umem.data, self)
+
+    def transmit(self, batch: Batch) -> int:
+        """Put the packets into the TX ring, in order, and wake the kernel. Returns how many there was room for.
+
+        Raises:
+            DoubleFreeError: a frame the caller does not hold; ForeignFrameError, InvalidDescriptorError: a descriptor
+                that points outside the Umem, has no length, or leaves its frame. Those before it are sent
+                (``error.done`` of them); it and those behind it are the caller's still.
+            LinkGoneError: the network device is down or gone.
+
+        Ownership: one reference to each frame sent is the kernel's, until `complete()` on this port.
+        """
+        refused = ffi.new("struct afp_refusals *")
+        descs = descriptors(batch)
+        sent = lib.afp_port_transmit(
+            self.native, ffi.from_buffer("struct afp_desc[]", descs), len(descs), refused
+        )
+        self.kick()
+        if refused.n:
+            raise_refused(refused, sent, f"{self.name}: transmit")
+        return int(sent)
+
+    def complete(self, n: int = 64) -> int:
+        """Take up to `n` completions: each frame goes home to the pool that owns it. Returns how many."""
+        return int(lib.afp_port_complete(self.native, n))
+
+    def kick(self) -> None:
+        """Tell the kernel that there is something to send. A full queue is no error: what is left is sent later.
+
+        Raises:
+            LinkGoneError: the network device is down or gone.
+        """
+        code = -lib.afp_port_kick(self.native)
+        if code:
+            raise link_gone(self, code)
+
+    def ring_levels(self) -> dict[str, int]:
+        """Entries in each ring now: `fill` and `tx` wait for the kernel, `comp` and `rx` for us."""
+        out = ffi.new("uint32_t[4]")
+        lib.afp_port_ring_levels(self.native, out)
+        return dict(zip(("fill", "comp", "rx", "tx"), out, strict=True))
+
+    def stats(self) -> PortStats:
+        """What this port moved; of a closed port, in all. Concurrency: any thread."""
+        if self._port is None and self._last is not None:
+            return self._last
+        return port_stats(self.native)
+
+    def kernel_stats(self) -> KernelStats:
+        """The kernel's counters for the socket; of a closed port, the last ones. Concurrency: any thread."""
+        if self._port is None:
+            return self._last_kernel
+        return kernel_stats(self._port) or KernelStats()
+
+    def close(self) -> None:
+        """Stop receiving, close the socket, take every frame back that the kernel had. Idempotent, in any order.
+
+        Frames of a pool whose owner is another thread are posted to it.
+        """
+        if self._port is None:
+            return
+        if self._program is not None:
+            if self._port.fd >= 0:
+                self._program.remove_socket(self.queue)
+            if self._borrowed:
+                return_program(self._program)
+        self._last_kernel = self.kernel_stats()
+        lib.afp_port_close(self._port)
+        self._last = port_stats(self._port)
+        lib.afp_port_free(self._port)
+        self._port = None
+        self.pool.umem._ports.discard(self)
+
+
+def link_gone(port: Port, code: int) -> AfXdpError:
+    """The error for a socket whose network device no longer takes packets."""
+    return LinkGoneError(
+        subject=port.name,
+        doing="sending",
+        errno=code,
+        hint=f"the interface is down or was deleted; bring it up (ip link set {port.netdev} up) and open the port again",
+    )
+
+
+def check_place(netdev: str, queue: int, netns: str | None) -> netdevs.Netdev:
+    """Look the network device up and refuse what could never be bound: not there, down, no such queue."""
+    place = netdevs.find(netdev, netns)
+    where = f"{netdev} in namespace {netns}" if netns else netdev
+    if not place.up:
+        prefix = f"ip -n {netns}" if netns else "ip"
+        raise InterfaceDownError(
+            "the interface is down", subject=where, hint=f"bring it up: {prefix} link set {netdev} up"
+        )
+    queues = max(place.rx_queues, place.tx_queues)
+    if not 0 <= queue < queues:
+        raise QueueRangeError(
+            f"there is no queue {queue}",
+            subject=where,
+            hint=f"it has {queues} queue{'s' if queues > 1 else ''}: choose "
+            + (f"0 to {queues - 1}" if queues > 1 else "0")
+            + f", or give it more (ethtool -L {netdev} combined N)",
+        )
+    return place
+
+
+# One XDP program serves all queues of a netdev, so the ports of this process share it. ------------------------------
+
+_programs: dict[tuple[int, str], tuple[XdpProgram, int]] = {}
+
+
+def _place_key(netdev: str, netns: str | None) -> tuple[int, str]:
+    path = netdevs.netns_path(netns) if netns else "/proc/thread-self/ns/net"
+    return os.stat(path).st_ino, netdev
+
+
+def borrow_program(
+    netdev: str, netns: str | None, *, rules: tuple[Rule, ...] = (), **options: Any
+) -> XdpProgram:
+    """The program of `netdev`, attached with these options if no port of this process has done so yet.
+
+    Raises:
+        ConfigError: it is attached already, with other rules.
+    """
+    key = _place_key(netdev, netns)
+    program, users = _programs.get(key, (None, 0))
+    if program is None:
+        program = XdpProgram(netdev, netns=netns, rules=rules, **options)
+    elif rules and rules != program.rules:
+        raise ConfigError(
+            "another port of this process receives under other rules",
+            subject=netdev,
+            hint="use the same rules",
+        )
+    _programs[key] = (program, users + 1)
+    return program
+
+
+def return_program(program: XdpProgram) -> None:
+    """Give a borrowed program back; the last one detaches it."""
+    for key, (known, users) in list(_programs.items()):
+        if known is program:
+            if users > 1:
+                _programs[key] = (program, users - 1)
+            else:
+                del _programs[key]
+                program.close()

@@ -1,0 +1,102 @@
+"""`Report`: every counter of a forwarder at one moment, as plain data that goes into JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from afxdp_pool.stats import EngineStats, KernelStats, PoolStats, PortStats
+
+if TYPE_CHECKING:
+    from afxdp_pool.pool import FramePool
+    from afxdp_pool.port import Port, PortInfo
+    from afxdp_pool.umem import Umem
+
+
+@dataclass(frozen=True)
+class PortReport:
+    """One port: what it was granted, what it moved, what the kernel counted, and the entries in its rings."""
+
+    name: str
+    info: PortInfo | None
+    stats: PortStats
+    kernel: KernelStats
+    rings: dict[str, int]
+    program: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A forwarder's counters.
+
+    Attributes:
+        seconds: how long it ran.
+        ports: one report a port.
+        pools: one set of page_pool counters a pool.
+        engine: what the loop did.
+        frames: frames in each state.
+    """
+
+    seconds: float
+    ports: tuple[PortReport, ...]
+    pools: tuple[PoolStats, ...]
+    engine: EngineStats
+    frames: dict[str, int]
+
+    @property
+    def received(self) -> int:
+        """Packets received by all ports."""
+        return sum(port.stats.rx_packets for port in self.ports)
+
+    @property
+    def sent(self) -> int:
+        """Packets given to all TX rings."""
+        return sum(port.stats.tx_packets for port in self.ports)
+
+    @property
+    def completed(self) -> int:
+        """Packets whose frames came back through COMPLETION."""
+        return sum(port.stats.tx_completed for port in self.ports)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as nested dicts and lists of plain values."""
+        out = asdict(self)
+        out |= {"received": self.received, "sent": self.sent, "completed": self.completed}
+        if self.seconds:
+            out |= {"rx_pps": self.received / self.seconds, "tx_pps": self.sent / self.seconds}
+        return out
+
+    def __str__(self) -> str:
+        rate = max(self.received, self.sent) / self.seconds if self.seconds else 0.0
+        return (
+            f"{self.seconds:.1f} s: received {self.received}, sent {self.sent}, completed {self.completed}, "
+            f"{rate / 1e6:.3f} Mpps"
+        )
+
+
+def make_report(
+    seconds: float,
+    umem: Umem,
+    ports: Sequence[Port],
+    pools: Sequence[FramePool],
+    engine: EngineStats,
+) -> Report:
+    """Read all counters of a forwarder's parts. Concurrency: any thread."""
+    return Report(
+        seconds,
+        tuple(
+            PortReport(
+                port.name,
+                port.info if port.fileno() >= 0 else None,
+                port.stats(),
+                port.kernel_stats(),
+                port.ring_levels(),
+                asdict(port.program.counters()) if port.program is not None else {},
+            )
+            for port in ports
+        ),
+        tuple(pool.stats() for pool in pools),
+        engine,
+        umem.count_states(),
+    )

@@ -1,0 +1,200 @@
+"""`Umem`: the memory packets live in, cut into frames, and the frame table that knows each of them.
+
+It owns the mapping and the table. Pools own frames on it, ports register it with the kernel. Invariant: every frame is
+in exactly one state and has exactly one owner; `audit()` proves it.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import weakref
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from afxdp_pool._native import ffi, lib
+from afxdp_pool.audit import STATES, Audit, audit_table
+from afxdp_pool.batch import Batch
+from afxdp_pool.config import UmemConfig
+from afxdp_pool.errors import MemoryLimitError, PoolClosedError
+
+if TYPE_CHECKING:
+    from afxdp_pool.pool import FramePool
+    from afxdp_pool.port import Port
+
+log = logging.getLogger("afxdp_pool")
+
+HUGE_PAGE = 2 << 20
+_MAP_HUGETLB = 0x40000  # asm-generic/mman-common.h; mmap gains the name in Python 3.13
+_MADV_DONTFORK = 10
+
+
+class Umem:
+    """Frames for ports and pools.
+
+    Args:
+        frames: number of frames.
+        frame_size: bytes a frame, 2048 or 4096.
+        headroom: bytes kept free at the start of each frame.
+        huge_pages: back it with 2 MB pages if there are enough; a warning says when not.
+        prefault: touch all the memory now.
+
+    The memory is not inherited by forked children (madvise DONTFORK): the NIC writes to it.
+
+    Raises:
+        FrameSizeError, ConfigError: see `UmemConfig`.
+        MemoryLimitError: the memory could not be had.
+
+    Ownership: owns the memory. numpy views of it stay valid after `close()`; only then the memory goes.
+    Concurrency: any thread; `close()` when no other thread uses its ports or pools.
+
+    >>> with Umem(frames=256) as umem:
+    ...     print(umem.audit())
+    256 frames: umem 256, pool 0, fill 0, app 0, tx 0; all accounted for
+    """
+
+    def __init__(
+        self,
+        frames: int = 8192,
+        *,
+        frame_size: int = 4096,
+        headroom: int = 0,
+        huge_pages: bool = False,
+        prefault: bool = False,
+    ) -> None:
+        self.config = UmemConfig(frames, frame_size, headroom, huge_pages, prefault)
+        self._memory, self.pages = _map(self.config)
+        self._data = np.frombuffer(self._memory, np.uint8, count=frames * frame_size)
+        self._area = ffi.from_buffer(self._data)
+        self._table = ffi.new("struct afp_table *")
+        if lib.afp_table_init(self._table, self._area, frames, frame_size, headroom) != 0:
+            raise MemoryLimitError(f"no memory for a table of {frames} frames")
+        self._open = True
+        self._pools: weakref.WeakSet[FramePool] = weakref.WeakSet()
+        self._ports: weakref.WeakSet[Port] = weakref.WeakSet()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "" if self._open else ", closed"
+        return f"<Umem of {self.frames} frames of {self.frame_size} bytes, {self.pages}{state}>"
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        return self.config.frames
+
+    @property
+    def frame_size(self) -> int:
+        """Bytes a frame."""
+        return self.config.frame_size
+
+    @property
+    def data(self) -> npt.NDArray[np.uint8]:
+        """The memory itself: uint8, shape ``(frames * frame_size,)``, writable."""
+        return self._data
+
+    @property
+    def table(self) -> Any:
+        """The C frame table, for the modules that call C.
+
+        Raises:
+            PoolClosedError: the Umem is closed.
+        """
+        if not self._open:
+            raise PoolClosedError("the Umem is closed")
+        return self._table
+
+    @property
+    def free_frames(self) -> int:
+        """Frames no pool owns."""
+        return int(self.table.nfree)
+
+    @property
+    def foreign_puts(self) -> int:
+        """Addresses refused so far because they lie in no frame."""
+        return int(self.table.foreign_puts)
+
+    def audit(self) -> Audit:
+        """Prove the conservation law, or name every frame that breaks it.
+
+        Concurrency: at a quiet moment, when no other thread moves frames.
+        """
+        return audit_table(self.table)
+
+    def states(self) -> npt.NDArray[np.uint8]:
+        """The state of each frame, an index into `STATES`; shape ``(frames,)``, uint8. Concurrency: any thread."""
+        out = np.empty(self.frames, np.uint8)
+        lib.afp_frame_states(self.table, ffi.from_buffer(out))
+        return out
+
+    def count_states(self) -> dict[str, int]:
+        """Frames in each state, counted while they move. Concurrency: any thread."""
+        out = ffi.new("uint32_t[5]")
+        lib.afp_count_states(self.table, out)
+        return dict(zip(STATES, out, strict=True))
+
+    def put(self, batch: Batch) -> int:
+        """Give back one reference to each frame of `batch`, each to the pool that owns it.
+
+        Returns how many; always all of them, else it raises.
+
+        Raises:
+            DoubleFreeError: a frame its caller does not hold: it is free, sent, or has gone round since.
+            ForeignFrameError: an address in no frame of this Umem. Good frames of the batch are put all the same;
+                ``error.refused`` names the bad ones.
+
+        Concurrency: any thread. Ownership: the frames are no longer the caller's.
+        """
+        from afxdp_pool.pool import frames_call
+
+        return frames_call(lib.afp_put, self.table, batch, "put")
+
+    def close(self) -> None:
+        """Close the ports and pools on it, then let go of the memory. Idempotent; in any order with theirs."""
+        if not self._open:
+            return
+        for port in list(self._ports):
+            port.close()
+        for pool in list(self._pools):
+            pool._forget()
+        self._open = False
+        lib.afp_table_fini(self._table)
+
+
+def _map(config: UmemConfig) -> tuple[mmap.mmap, str]:
+    """Map the memory; returns it and what it is made of."""
+    size = config.frames * config.frame_size
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (mmap.MAP_POPULATE if config.prefault else 0)
+    if config.huge_pages:
+        rounded = -(-size // HUGE_PAGE) * HUGE_PAGE
+        try:
+            memory = mmap.mmap(-1, rounded, flags=flags | _MAP_HUGETLB)
+        except OSError:
+            pages = rounded // HUGE_PAGE
+            log.warning(
+                "huge pages: %d of 2 MB are needed and there are not so many free; using 4 KB pages "
+                "(to have them: sysctl vm.nr_hugepages=%d)",
+                pages,
+                pages,
+            )
+        else:
+            memory.madvise(_MADV_DONTFORK)
+            return memory, "2 MB pages"
+    try:
+        memory = mmap.mmap(-1, size, flags=flags)
+    except (OSError, ValueError, OverflowError) as error:
+        raise MemoryLimitError(
+            subject=f"{config.frames} frames of {config.frame_size} bytes",
+            doing="mapping the memory",
+            errno=getattr(error, "errno", 0) or 0,
+            hint="ask for fewer frames",
+        ) from error
+    memory.madvise(_MADV_DONTFORK)
+    return memory, "4 KB pages"
