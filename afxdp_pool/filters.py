@@ -81,9 +81,7 @@ class Rule:
             needs_ip = bool(versions) or self._has_ports or self.protocol is not None
             fitting = {_IPV4 if version == 4 else _IPV6 for version in versions} or {_IPV4, _IPV6}
             if needs_ip and self.ethertype not in fitting:
-                raise ConfigError(
-                    f"ethertype {self.ethertype:#06x} excludes the other fields", subject="filter rule"
-                )
+                raise ConfigError(f"ethertype {self.ethertype:#06x} excludes the other fields", subject="filter rule")
 
     @property
     def _has_ports(self) -> bool:
@@ -140,6 +138,4 @@ def _parse(text: str | None) -> ipaddress.IPv4Network | ipaddress.IPv6Network | 
     try:
         return ipaddress.ip_network(text)
     except ValueError as error:
-        raise ConfigError(
-            str(error), subject="filter rule", hint="write networks as 10.0.0.0/8 or fd00::/8"
-        ) from None
+        raise ConfigError(str(error), subject="filter rule", hint="write networks as 10.0.0.0/8 or fd00::/8") from None

@@ -244,6 +244,8 @@ class Forwarder:
         end = lib.afp_now_ns() + int(duration * 1e9) if duration is not None else 1 << 62
         engine.packet_limit = engine.received + packets if packets else 0
         one_slice = self._run_handler if self.handler else lib.afp_engine_run
+        for pool in mine:
+            pool.bind()
         self._started, self._stopped = time.monotonic(), 0.0
         try:
             while True:

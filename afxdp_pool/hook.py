@@ -161,14 +161,13 @@ class LibxdpAttachment:
 
     def detach(self) -> None:
         """Take the program off; no error when it is off already."""
-        lib.afp_bpf_log_start()
         program_id = lib.xdp_program__id(self._program)
-        failed = lib.xdp_program__detach(self._program, self.ifindex, _LIBXDP_MODES[self.mode], 0)
-        if failed < 0 and failed not in (-errno.ENOENT, -errno.ENODEV):
-            hook = look(self.ifindex)
-            on = [part.id for part in (hook.program, *hook.parts) if part]
-            if program_id in on:
-                raise failure(failed, subject=f"interface {self.ifindex}", doing="detaching the XDP program")
+        hook = look(self.ifindex)
+        if hook.program and hook.program.id == program_id:
+            # Not through libxdp, which before 1.5 keeps a descriptor, and with it the program, at each detach.
+            remove(hook)
+        elif program_id in [part.id for part in hook.parts]:
+            _leave_dispatcher(self._program, hook, f"program {program_id}")
 
     def close(self) -> None:
         """Give back the handle; the program stays where it is. Idempotent."""
@@ -206,13 +205,22 @@ def remove(hook: Hook) -> None:
 def remove_part(hook: Hook, part: Attached) -> None:
     """Take one program out of libxdp's dispatcher; the others stay."""
     lib.afp_bpf_log_start()
-    program = lib.xdp_program__from_id(part.id)
-    failed = lib.libxdp_get_error(program)
-    if failed == 0:
-        failed = lib.xdp_program__detach(program, hook.ifindex, lib.XDP_MODE_UNSPEC, 0)
-        lib.xdp_program__close(program)
+    with _descriptor(lib.bpf_prog_get_fd_by_id(part.id)) as fd:
+        program = lib.xdp_program__from_fd(fd) if fd >= 0 else ffi.NULL
+        if program and lib.libxdp_get_error(program) == 0:
+            try:
+                _leave_dispatcher(program, hook, str(part))
+            finally:
+                lib.xdp_program__close(program)
+
+
+def _leave_dispatcher(program: Any, hook: Hook, what: str) -> None:
+    lib.afp_bpf_log_start()
+    failed = lib.xdp_program__detach(program, hook.ifindex, lib.XDP_MODE_UNSPEC, 0)
     if failed < 0 and failed != -errno.ENOENT:
-        raise failure(failed, subject=f"interface {hook.ifindex}", doing=f"removing {part}", quote=True)
+        raise failure(
+            failed, subject=f"interface {hook.ifindex}", doing=f"taking {what} off the dispatcher", quote=True
+        )
 
 
 def link_holders(link_id: int) -> list[int]:

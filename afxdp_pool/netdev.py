@@ -95,14 +95,10 @@ def find(name: str, netns: str | None = None) -> Netdev:
             )
         header = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, 0, 0, 0)
         try:
-            reply = _ask(
-                socket.NETLINK_ROUTE, _RTM_GETLINK, header + _attribute(_IFLA_IFNAME, name.encode() + b"\0")
-            )
+            reply = _ask(socket.NETLINK_ROUTE, _RTM_GETLINK, header + _attribute(_IFLA_IFNAME, name.encode() + b"\0"))
         except OSError as error:
             if error.errno not in (errno.ENODEV, errno.EINVAL):
-                raise AfXdpError(
-                    subject=where, doing="asking about the interface", errno=error.errno or 0
-                ) from error
+                raise AfXdpError(subject=where, doing="asking about the interface", errno=error.errno or 0) from error
             raise NoSuchInterfaceError(
                 "there is no such interface", subject=where, errno=errno.ENODEV, hint=_names_hint()
             ) from None
@@ -136,8 +132,7 @@ def xdp_features(name: str, netns: str | None = None) -> XdpFeatures | None:
             family = _ask(
                 _NETLINK_GENERIC,
                 _GENL_ID_CTRL,
-                struct.pack("=BBH", _CTRL_CMD_GETFAMILY, 1, 0)
-                + _attribute(_CTRL_ATTR_FAMILY_NAME, b"netdev\0"),
+                struct.pack("=BBH", _CTRL_CMD_GETFAMILY, 1, 0) + _attribute(_CTRL_ATTR_FAMILY_NAME, b"netdev\0"),
             )
             (kind,) = struct.unpack_from("=H", _attributes(family[4:])[_CTRL_ATTR_FAMILY_ID])
             reply = _ask(
@@ -152,9 +147,7 @@ def xdp_features(name: str, netns: str | None = None) -> XdpFeatures | None:
     raw = attributes.get(_NETDEV_A_DEV_XDP_FEATURES)
     if raw is None:
         return None
-    return XdpFeatures(
-        XdpFeature(struct.unpack("=Q", raw)[0] & 0x7F), _u32(attributes, _NETDEV_A_DEV_ZC_MAX_SEGS)
-    )
+    return XdpFeatures(XdpFeature(struct.unpack("=Q", raw)[0] & 0x7F), _u32(attributes, _NETDEV_A_DEV_ZC_MAX_SEGS))
 
 
 def netns_path(name: str) -> str:
@@ -209,9 +202,7 @@ def _enter(fd: int, subject: str) -> None:
         raise PrivilegeError(
             subject=subject, doing="entering it", errno=code, hint="run as root, or grant CAP_SYS_ADMIN"
         )
-    raise NoSuchNamespaceError(
-        "it is not a network namespace", subject=subject, doing="entering it", errno=code
-    )
+    raise NoSuchNamespaceError("it is not a network namespace", subject=subject, doing="entering it", errno=code)
 
 
 def _names_hint() -> str:

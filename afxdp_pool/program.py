@@ -174,7 +174,7 @@ class XdpProgram:
         return ProgramBusyError(why, subject=self.netdev.name, errno=errno_, hint=hint)
 
     def _attach(self, hook: xdp.Hook) -> str:
-        joining = hook.program is not None
+        joining = bool(hook.parts)
         modes = ["native", "generic"] if self._wanted_mode == "auto" else [str(self._wanted_mode)]
         if joining and self._wanted_mode != "generic" and hook.mode in modes:
             modes = [hook.mode]

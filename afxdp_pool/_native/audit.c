@@ -169,15 +169,24 @@ int afp_audit(struct afp_table *t, struct afp_audit *out)
 	return 0;
 }
 
+/* A frame posted to its owner is as good as home: the owner alone may still have to look into its inbox. */
+static inline enum afp_state seen_state(const struct afp_table *t, uint32_t frame)
+{
+	uint64_t w = word_load(t, frame);
+	uint16_t claimed = atomic_load_explicit(&t->returned[frame], memory_order_relaxed);
+
+	return claimed && claimed == word_gen(w) ? AFP_POOL : word_state(w) % AFP_STATES;
+}
+
 void afp_frame_states(const struct afp_table *t, uint8_t *out)
 {
 	for (uint32_t f = 0; f < t->nframes; f++)
-		out[f] = (uint8_t)word_state(word_load(t, f));
+		out[f] = (uint8_t)seen_state(t, f);
 }
 
 void afp_count_states(const struct afp_table *t, uint32_t *out)
 {
 	memset(out, 0, AFP_STATES * sizeof(*out));
 	for (uint32_t f = 0; f < t->nframes; f++)
-		out[word_state(word_load(t, f)) % AFP_STATES]++;
+		out[seen_state(t, f)]++;
 }

@@ -51,16 +51,13 @@ int bpf_obj_get(const char *pathname);
 
 long libxdp_get_error(const void *ptr);
 struct xdp_program *xdp_program__from_bpf_obj(struct bpf_object *obj, const char *section_name);
-struct xdp_program *xdp_program__from_id(uint32_t prog_id);
+struct xdp_program *xdp_program__from_fd(int fd);
 void xdp_program__close(struct xdp_program *prog);
 uint32_t xdp_program__id(const struct xdp_program *prog);
-int xdp_program__fd(const struct xdp_program *prog);
 int xdp_program__attach(struct xdp_program *prog, int ifindex, int mode, unsigned int flags);
 int xdp_program__detach(struct xdp_program *prog, int ifindex, int mode, unsigned int flags);
 struct xdp_multiprog *xdp_multiprog__get_from_ifindex(int ifindex);
 struct xdp_program *xdp_multiprog__next_prog(const struct xdp_program *prog, const struct xdp_multiprog *mp);
-struct xdp_program *xdp_multiprog__main_prog(const struct xdp_multiprog *mp);
-bool xdp_multiprog__is_legacy(const struct xdp_multiprog *mp);
 int xdp_multiprog__detach(struct xdp_multiprog *mp);
 void xdp_multiprog__close(struct xdp_multiprog *mp);
 

@@ -156,9 +156,7 @@ class Lab:
         if not re.fullmatch(r"[a-z][a-z0-9]{0,9}", name) or name in self.pairs:
             raise ConfigError(f"pair name {name!r}: 1 to 10 of a-z and 0-9, a letter first, and not used yet")
         if not 1 <= queues <= 4096 or not 68 <= mtu <= 65535 or len(self.pairs) > 255:
-            raise ConfigError(
-                "a pair has 1 to 4096 queues and an MTU of 68 to 65535, and a lab at most 256 pairs"
-            )
+            raise ConfigError("a pair has 1 to 4096 queues and an MTU of 68 to 65535, and a lab at most 256 pairs")
         number = len(self.pairs)
         ends = [(self.engine_netns, f"{name}-near", 1), (self.traffic_netns, f"{name}-far", 2)]
         macs = [bytes((0x02, 0xAF, 0x58, 0, number, end)) for *_, end in ends]
@@ -327,9 +325,7 @@ def _call(function: str, *arguments: object, doing: str) -> None:
         return
     number = ctypes.get_errno()
     if number == errno.EPERM:
-        raise PrivilegeError(
-            doing=doing, errno=number, hint="run as root, or grant CAP_SYS_ADMIN and CAP_NET_ADMIN"
-        )
+        raise PrivilegeError(doing=doing, errno=number, hint="run as root, or grant CAP_SYS_ADMIN and CAP_NET_ADMIN")
     raise LabError(doing=doing, errno=number)
 
 
@@ -373,9 +369,7 @@ def _ethtool_off(link: str, command: int) -> None:
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             which = next(name for name, number in _OFFLOADS.items() if number == command)
-            raise LabError(
-                subject=f"link {link}", doing=f"turning {which} off", errno=error.errno or 0
-            ) from error
+            raise LabError(subject=f"link {link}", doing=f"turning {which} off", errno=error.errno or 0) from error
 
 
 def _ethtool_stats(link: str) -> dict[str, int]:
@@ -388,8 +382,6 @@ def _ethtool_stats(link: str) -> dict[str, int]:
         _ethtool(link, names)
         _ethtool(link, values)
     except OSError as error:
-        raise LabError(
-            subject=f"link {link}", doing="reading its counters", errno=error.errno or 0
-        ) from error
+        raise LabError(subject=f"link {link}", doing="reading its counters", errno=error.errno or 0) from error
     texts = [bytes(names[12 + 32 * i : 44 + 32 * i]).split(b"\0")[0].decode() for i in range(count)]
     return dict(zip(texts, struct.unpack_from(f"={count}Q", values, 8), strict=True))

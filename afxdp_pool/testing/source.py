@@ -165,9 +165,7 @@ class Source:
             took = time.monotonic() - start
         return SourceReport(self._sent() - first, _xmit(self.link) - before, took)
 
-    def start(
-        self, count: int | None = None, rate: float | None = None, *, seconds: float | None = None
-    ) -> None:
+    def start(self, count: int | None = None, rate: float | None = None, *, seconds: float | None = None) -> None:
         """Begin to send in a process of its own; `wait()` or `stop()` ends it. Arguments as for `send`.
 
         With neither count nor seconds it sends until stopped. It ends by itself when this process does.

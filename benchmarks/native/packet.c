@@ -13,12 +13,13 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-static __u16 ip_checksum(const void *header)
+static __u16 ip_checksum(const struct iphdr *header)
 {
-	const __u16 *word = header;
+	__u16 word[sizeof(*header) / 2];
 	__u32 sum = 0;
 
-	for (int i = 0; i < 10; i++)
+	memcpy(word, header, sizeof(word));
+	for (size_t i = 0; i < sizeof(word) / 2; i++)
 		sum += word[i];
 	sum = (sum & 0xffff) + (sum >> 16);
 	return ~(sum + (sum >> 16));

@@ -19,12 +19,12 @@ from afxdp_pool.errors import ConfigError, PrivilegeError
 from afxdp_pool.filters import KEY_SIZE, MAX_RULES, RULES_SIZE, Rule, pack_rules
 
 TCP, UDP, ICMP = 6, 17, 1
-V4 = {"source": "192.0.2.1", "dest": "10.1.2.3"}
-V6 = {"source": "2001:db8::1", "dest": "fd00::5"}
+V4 = ("192.0.2.1", "10.1.2.3")
+V6 = ("2001:db8::1", "fd00::5")
 
 
 def ethernet(ethertype: int, payload: bytes, tags: Sequence[int] = ()) -> bytes:
-    frame = b"\x02\0\0\0\0\1" b"\x02\0\0\0\0\2"
+    frame = b"\x02\0\0\0\0\1\x02\0\0\0\0\2"
     for tag in tags:
         frame += struct.pack("!HH", tag, 7)
     return (frame + struct.pack("!H", ethertype) + payload).ljust(60, b"\0")
@@ -34,7 +34,7 @@ def ports(source: int = 1000, dest: int = 53) -> bytes:
     return struct.pack("!HHI", source, dest, 0)
 
 
-def ipv4(protocol: int, payload: bytes, *, source: str, dest: str, options: int = 0, frag: int = 0) -> bytes:
+def ipv4(protocol: int, payload: bytes, *, addresses: tuple[str, str], options: int = 0, frag: int = 0) -> bytes:
     head = struct.pack(
         "!BBHHHBBH4s4s",
         0x45 + options,
@@ -45,20 +45,20 @@ def ipv4(protocol: int, payload: bytes, *, source: str, dest: str, options: int 
         64,
         protocol,
         0,
-        ip_address(source).packed,
-        ip_address(dest).packed,
+        ip_address(addresses[0]).packed,
+        ip_address(addresses[1]).packed,
     )
     return head + b"\1" * (4 * options) + payload
 
 
-def ipv6(protocol: int, payload: bytes, *, source: str, dest: str) -> bytes:
+def ipv6(protocol: int, payload: bytes, *, addresses: tuple[str, str]) -> bytes:
     head = struct.pack("!IHBB", 6 << 28, len(payload), protocol, 64)
-    return head + ip_address(source).packed + ip_address(dest).packed + payload
+    return head + b"".join(ip_address(address).packed for address in addresses) + payload
 
 
-UDP4 = ethernet(0x0800, ipv4(UDP, ports(), **V4))
-TCP4 = ethernet(0x0800, ipv4(TCP, ports(1000, 22) + bytes(12), **V4))
-UDP6 = ethernet(0x86DD, ipv6(UDP, ports(), **V6))
+UDP4 = ethernet(0x0800, ipv4(UDP, ports(), addresses=V4))
+TCP4 = ethernet(0x0800, ipv4(TCP, ports(1000, 22) + bytes(12), addresses=V4))
+UDP6 = ethernet(0x86DD, ipv6(UDP, ports(), addresses=V6))
 ARP = ethernet(0x0806, bytes(28))
 
 
@@ -145,13 +145,13 @@ MATCHES = [
     ("source port", Rule(source_port=1000), UDP4, True),
     ("source port is the source's", Rule(source_port=53), UDP4, False),
     ("port 0 needs ports", Rule(port=0), ARP, False),
-    ("port behind options", Rule(port=53), ethernet(0x0800, ipv4(UDP, ports(), options=3, **V4)), True),
-    ("port of a first fragment", Rule(port=53), ethernet(0x0800, ipv4(UDP, ports(), frag=0x2000, **V4)), False),
-    ("port of a fragment", Rule(port=53), ethernet(0x0800, ipv4(UDP, ports(), frag=185, **V4)), False),
-    ("fragment by address", Rule(network="10.1.2.3"), ethernet(0x0800, ipv4(UDP, b"", frag=185, **V4)), True),
-    ("don't-fragment", Rule(port=53), ethernet(0x0800, ipv4(UDP, ports(), frag=0x4000, **V4)), True),
-    ("ICMP has no ports", Rule(port=53), ethernet(0x0800, ipv4(ICMP, ports(), **V4)), False),
-    ("IHL below 5", Rule(protocol=UDP), ethernet(0x0800, ipv4(UDP, ports(), options=-1, **V4)), False),
+    ("port behind options", Rule(port=53), ethernet(0x0800, ipv4(UDP, ports(), options=3, addresses=V4)), True),
+    ("port of a first fragment", Rule(port=53), ethernet(0x0800, ipv4(UDP, ports(), frag=0x2000, addresses=V4)), False),
+    ("port of a fragment", Rule(port=53), ethernet(0x0800, ipv4(UDP, ports(), frag=185, addresses=V4)), False),
+    ("fragment by address", Rule(network="10.1.2.3"), ethernet(0x0800, ipv4(UDP, b"", frag=185, addresses=V4)), True),
+    ("don't-fragment", Rule(port=53), ethernet(0x0800, ipv4(UDP, ports(), frag=0x4000, addresses=V4)), True),
+    ("ICMP has no ports", Rule(port=53), ethernet(0x0800, ipv4(ICMP, ports(), addresses=V4)), False),
+    ("IHL below 5", Rule(protocol=UDP), ethernet(0x0800, ipv4(UDP, ports(), options=-1, addresses=V4)), False),
     ("network", Rule(network="10.0.0.0/8"), UDP4, True),
     ("network is the destination's", Rule(network="192.0.2.0/24"), UDP4, False),
     ("source network", Rule(source_network="192.0.2.0/24"), UDP4, True),
@@ -166,19 +166,17 @@ MATCHES = [
     (
         "port behind hop-by-hop",
         Rule(port=53, protocol=UDP),
-        ethernet(0x86DD, ipv6(0, bytes([UDP, 1]) + bytes(14) + ports(), **V6)),
+        ethernet(0x86DD, ipv6(0, bytes([UDP, 1]) + bytes(14) + ports(), addresses=V6)),
         True,
     ),
-    ("v6 fragment", Rule(port=53), ethernet(0x86DD, ipv6(44, bytes([UDP, 0, 0, 1]) + ports(), **V6)), False),
+    ("v6 fragment", Rule(port=53), ethernet(0x86DD, ipv6(44, bytes([UDP, 0, 0, 1]) + ports(), addresses=V6)), False),
     ("truncated IPv4", Rule(protocol=UDP), UDP4[:30], False),
     ("truncated ports", Rule(port=53), UDP4[:36], False),
     ("all must match", Rule(protocol=UDP, port=53, network="11.0.0.0/8"), UDP4, False),
 ]
 
 
-@pytest.mark.parametrize(
-    ("rule", "frame", "wanted"), [row[1:] for row in MATCHES], ids=[row[0] for row in MATCHES]
-)
+@pytest.mark.parametrize(("rule", "frame", "wanted"), [row[1:] for row in MATCHES], ids=[row[0] for row in MATCHES])
 def test_match(bpf_filter: Filter, rule: Rule, frame: bytes, wanted: bool) -> None:
     bpf_filter.set(rule)
     assert bpf_filter.wants(frame) is wanted
@@ -222,7 +220,7 @@ def test_agrees_with_a_model(bpf_filter: Filter) -> None:
                 choose.choice([53, 54]),
             )
             source, dest = f"192.0.2.{choose.randint(0, 7)}", f"10.1.{choose.randint(1, 2)}.{choose.randint(0, 255)}"
-            packet = ipv4(protocol, ports(source_port, port), source=source, dest=dest)
+            packet = ipv4(protocol, ports(source_port, port), addresses=(source, dest))
             expected = any(
                 rule.protocol in (None, protocol)
                 and rule.port in (None, port)

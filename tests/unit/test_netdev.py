@@ -64,22 +64,29 @@ def test_none_is_no_move() -> None:
 
 @ROOT
 def test_back_after_an_exception_and_only_this_thread() -> None:
-    before, other = here(), []
+    before, inside = here(), threading.Event()
+    other: list[str] = []
+
+    def watch() -> None:
+        inside.wait(10)
+        other.append(here())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     holder = subprocess.Popen(["unshare", "-n", "sh", "-c", "echo ready; read _"], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE)  # fmt: skip
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"ready\n"
-        with pytest.raises(ZeroDivisionError), in_netns(f"/proc/{holder.pid}/ns/net"):
-            assert here() != before
-            assert find("lo").up is False
-            watcher = threading.Thread(target=lambda: other.append(here()))
-            # A thread is born where its parent is.
-            watcher.start()
-            watcher.join()
-            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):  # noqa: PT012 (the exception has to come from inside)
+            with in_netns(f"/proc/{holder.pid}/ns/net"):
+                assert here() != before
+                assert find("lo").up is False
+                inside.set()
+                watcher.join(10)
+                raise ZeroDivisionError
         assert here() == before
-        assert other != [before]
+        assert other == [before]
     finally:
         holder.communicate(b"\n", timeout=10)
 

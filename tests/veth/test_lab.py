@@ -26,9 +26,7 @@ def labs_of(pid: int) -> list[str]:
 
 def mine() -> tuple[object, ...]:
     """What a lab could leave behind: names, mounts, links where we are, descriptors, and where we are."""
-    mounts = [
-        line for line in Path("/proc/self/mounts").read_text().splitlines() if f"afxp-{os.getpid()}-" in line
-    ]
+    mounts = [line for line in Path("/proc/self/mounts").read_text().splitlines() if f"afxp-{os.getpid()}-" in line]
     links = socket.if_nameindex()
     return (
         labs_of(os.getpid()),
@@ -146,9 +144,7 @@ def test_a_namespace_that_is_not_ours_is_refused(lab: Lab) -> None:
         lab.veth("a")
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"name": "UPPER"}, {"name": "a" * 11}, {"name": ""}, {"queues": 0}, {"mtu": 10}]
-)
+@pytest.mark.parametrize("arguments", [{"name": "UPPER"}, {"name": "a" * 11}, {"name": ""}, {"queues": 0}, {"mtu": 10}])
 def test_what_cannot_be_made_is_refused(lab: Lab, arguments: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         lab.veth(**{"name": "a", **arguments})  # type: ignore[arg-type]

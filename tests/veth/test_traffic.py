@@ -229,9 +229,7 @@ def test_every_kind_of_damage_is_told_apart(pair: VethPair, sink: Sink, wire: so
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_flipped_bit_is_found_by_the_kernel_too(
-    sink: Sink, wire: socket.socket, data: st.DataObject
-) -> None:
+def test_any_flipped_bit_is_found_by_the_kernel_too(sink: Sink, wire: socket.socket, data: st.DataObject) -> None:
     size = data.draw(st.one_of(st.integers(64, 200), st.integers(64, 1514)))
     good = packets.build(size, seq=data.draw(st.integers(0, 2**64 - 2)))
     # Not the MACs, which nothing protects, nor what decides whether it is a test packet at all.
@@ -267,18 +265,14 @@ def expected(arrivals: list[int]) -> dict[str, int]:
 steps = st.one_of(
     st.just(1),
     st.integers(-70, 70),
-    st.sampled_from(
-        [63, 64, 65, -64, WINDOW - 1, WINDOW, WINDOW + 1, -WINDOW + 1, -WINDOW, -WINDOW - 1, 200_000]
-    ),
+    st.sampled_from([63, 64, 65, -64, WINDOW - 1, WINDOW, WINDOW + 1, -WINDOW + 1, -WINDOW, -WINDOW - 1, 200_000]),
 )
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=st.integers(0, 150_000), walk=st.lists(steps, max_size=60))
 @example(start=5, walk=[65536 + WINDOW - 1, 1 - WINDOW])  # a late number where a bit of two windows ago was
-def test_the_window_counts_as_the_definition_does(
-    sink: Sink, wire: socket.socket, start: int, walk: list[int]
-) -> None:
+def test_the_window_counts_as_the_definition_does(sink: Sink, wire: socket.socket, start: int, walk: list[int]) -> None:
     arrivals = [start]
     for step in walk:
         arrivals.append(max(0, arrivals[-1] + step))

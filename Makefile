@@ -1,0 +1,35 @@
+# The two commands of the README: `make demo` and `make test`. The rest is for developers.
+# Both install what they need on Debian and Ubuntu (packages when root or by sudo, the rest in .venv) and build.
+
+PYTHON := .venv/bin/python
+# Making links and loading XDP programs needs root; everything else does not.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=NO_COLOR,TERM)
+
+.PHONY: demo test lint format bench clean
+
+demo:
+	@scripts/prepare.sh plot
+	@$(AS_ROOT) $(PYTHON) demo/demo.py
+
+test:
+	@scripts/prepare.sh dev
+	@$(MAKE) --no-print-directory lint
+	@if [ "$$(id -u)" != 0 ]; then echo "Not root: the tests with real packets will be skipped (sudo make test runs them)."; fi
+	@$(PYTHON) -m pytest
+
+lint:
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+
+format:
+	@$(PYTHON) -m ruff check --fix .
+	@$(PYTHON) -m ruff format .
+
+bench:
+	@scripts/prepare.sh test
+	@$(AS_ROOT) $(PYTHON) benchmarks/run.py
+
+clean:
+	rm -rf build dist *.egg-info .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf afxdp_pool/_bpf afxdp_pool/_native/_ffi.c afxdp_pool/_native/*.so tests/native/build benchmarks/native/build

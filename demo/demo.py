@@ -1,0 +1,129 @@
+"""The demo: drop, forward and tx on real packets between veth pairs, and a picture of every frame.
+
+Makes a lab of network namespaces, loads it, shows the rates, proves the audits and draws demo/umem.png.
+Nothing outside the lab is touched, and the lab is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import afxdp_pool as ap
+from afxdp_pool.picture import Recorder, draw_umem
+from afxdp_pool.testing import packets
+from afxdp_pool.testing.lab import Lab
+from afxdp_pool.testing.traffic import Sink, Source
+
+HERE = Path(__file__).resolve().parent
+# A small Umem, so that the picture shows single frames.
+FRAMES = 1024
+SETTINGS = ap.PortConfig(fill_size=1024, fill_level=512, rx_size=512, tx_size=256, comp_size=256)
+SAMPLE_EVERY = 0.02
+
+
+def say(text: str = "") -> None:
+    """Print a line now."""
+    print(text, flush=True)
+
+
+def watch(forwarder: ap.Forwarder, title: str, seconds: float, load: Callable[[], None]) -> tuple[ap.Report, Recorder]:
+    """Run the forwarder in its thread and `load` beside it, while every frame's state is recorded."""
+    recorder = Recorder(forwarder.umem, title)
+    forwarder.start()
+    load()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        recorder.sample()
+        time.sleep(SAMPLE_EVERY)
+    forwarder.stop()
+    return forwarder.join(), recorder
+
+
+def settle(forwarder: ap.Forwarder, recorder: Recorder) -> None:
+    """Prove that no frame is lost: first with the ports open, then with everything handed back."""
+    umem, pools = forwarder.umem, forwarder.pools
+    say(f"    audit:   {umem.audit().check()}")
+    for port in forwarder.ports:
+        port.close()
+    for pool in pools:
+        pool.close()
+    for _ in range(5):
+        recorder.sample()
+        time.sleep(SAMPLE_EVERY)
+    stats = pools[0].stats()
+    home = umem.audit().check(idle=True)
+    say(f"             closed: {home}; hold {stats.hold_cnt} - release {stats.release_cnt} = {stats.inflight}")
+
+
+def main() -> int:
+    """Run the three paths."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3.0, help="how long each path runs")
+    parser.add_argument("--output", type=Path, default=HERE / "umem.png", help="where the picture goes")
+    arguments = parser.parse_args()
+    seconds = arguments.seconds
+    recordings = []
+    with Lab() as lab:
+        left, right = lab.veth("left"), lab.veth("right")
+        options = ap.Options(netns=lab.engine_netns, frames=FRAMES, port=SETTINGS)
+        say("A lab of two veth pairs:  source | left.far = left.near | engine | right.near = right.far | sink")
+
+        say(f"\n[1] drop: as fast as the source can, {seconds:.0f} s, 64 bytes")
+        with ap.drop(left.near.name, options=options) as forwarder, Source(left.far) as source:
+            report, recording = watch(forwarder, "drop", seconds, lambda: source.start(seconds=seconds - 0.6))
+            sent = source.wait(10)
+            kernel = report.ports[0].kernel
+            lost = kernel.rx_dropped + kernel.rx_ring_full
+            say(f"    source:  {sent.delivered:,} packets in {sent.seconds:.2f} s, {sent.rate / 1e6:.2f} Mpps")
+            say(f"    engine:  {report.received:,} received and recycled; {lost:,} dropped by the kernel, which counted them")
+            say(f"    adds up: {report.received + lost == sent.delivered}")
+            settle(forwarder, recording)
+            recordings.append(recording)
+
+        rate = 100_000
+        say(f"\n[2] forward: left to right, {rate:,} packets a second, every byte checked at the far end")
+        with (
+            Sink(right.far) as sink,
+            ap.forward(left.near.name, right.near.name, options=options) as forwarder,
+            Source(left.far) as source,
+        ):
+            report, recording = watch(forwarder, "forward", seconds, lambda: source.start(rate=rate, seconds=seconds - 0.6))
+            sent = source.wait(10)
+            seen = sink.report()
+            say(f"    source:  {sent.delivered:,} packets; engine forwarded {report.sent:,}, {report.completed:,} completions")
+            say(
+                f"    sink:    {seen.packets:,} packets: lost {seen.missing(sent.delivered)}, duplicate {seen.duplicate}, "
+                f"reordered {seen.reordered}, corrupt {seen.corrupt}"
+            )
+            settle(forwarder, recording)
+            recordings.append(recording)
+
+        say(f"\n[3] tx: packets of 256 bytes made in the engine, as fast as the link takes them, {seconds:.0f} s")
+        addresses = packets.Addresses(source_mac=right.near.mac, target_mac=right.far.mac)
+        template = ap.Template((packets.build(256, addresses=addresses),), sequence_at=50, checksum_at=40)
+        with Sink(right.far) as sink, ap.transmit(right.near.name, template, options=options) as forwarder:
+            report, recording = watch(forwarder, "tx", seconds, lambda: None)
+            dropped = right.near.counters().get("tx_dropped", 0)
+            seen = sink.wait(report.sent - dropped)
+            say(f"    engine:  {report.sent:,} sent, {report.completed:,} completed, {report.sent / report.seconds / 1e6:.2f} Mpps")
+            say(f"    sink:    {seen.packets:,} packets, corrupt {seen.corrupt}; {dropped:,} dropped by the link, which counted them")
+            settle(forwarder, recording)
+            recordings.append(recording)
+    draw_umem(recordings, arguments.output, "Where every frame of the UMEM is")
+    if "SUDO_UID" in os.environ:
+        os.chown(arguments.output, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
+    say(f"\nThe picture of every frame: {os.path.relpath(arguments.output)}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ap.AfXdpError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        sys.exit(1)
