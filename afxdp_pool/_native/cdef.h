@@ -13,14 +13,17 @@
 #define XDP_USE_NEED_WAKEUP ...
 
 /* table.h */
-struct afp_table { uint32_t nframes; uint32_t nfree; uint32_t frame_size; uint32_t headroom; ...; };
+struct afp_table { uint32_t nframes; uint32_t nfree; uint32_t frame_size; uint32_t headroom; uint64_t foreign_puts; ...; };
 struct afp_desc { uint64_t addr; uint32_t len; uint16_t options; uint16_t gen; };
 int afp_table_init(struct afp_table *t, void *area, uint32_t nframes, uint32_t frame_size, uint32_t headroom);
 void afp_table_fini(struct afp_table *t);
 void afp_table_reap(struct afp_table *t);
 
 /* pool.h */
-struct afp_pool { uint32_t id; uint32_t quota; uint32_t ncache; uint32_t ring_size; uint32_t ring_head; uint32_t ring_tail; ...; };
+struct afp_pool {
+	uint32_t id; uint32_t quota; uint32_t ncache; uint32_t ring_size; uint32_t ring_head; uint32_t ring_tail; uint32_t nspill;
+	...;
+};
 struct afp_pool_stats {
 	uint64_t alloc_fast, alloc_slow, alloc_slow_high_order, alloc_empty, alloc_refill, alloc_waive;
 	uint64_t recycle_cached, recycle_cache_full, recycle_ring, recycle_ring_full, recycle_released_refcnt;
@@ -48,7 +51,15 @@ struct afp_port_stats {
 	uint64_t fill_submitted, rx_packets, rx_bytes, rx_bad, tx_packets, tx_bytes, tx_completed, completion_bad;
 	uint64_t tx_kicks, tx_again, tx_busy, tx_errors, rx_kicks, fill_reclaimed, tx_reclaimed;
 };
-struct afp_port { uint32_t id; uint32_t fill_level; int fd; int error; struct afp_mock_ring mock[4]; ...; };
+struct xsk_ring_prod { uint32_t cached_prod; uint32_t cached_cons; ...; };
+struct xsk_ring_cons { uint32_t cached_prod; uint32_t cached_cons; ...; };
+struct afp_port {
+	uint32_t id; uint32_t fill_level; int fd; int error;
+	struct xsk_ring_prod fill, tx;
+	struct xsk_ring_cons rx, comp;
+	struct afp_mock_ring mock[4];
+	...;
+};
 struct afp_port_config {
 	const char *netdev;
 	uint32_t queue;

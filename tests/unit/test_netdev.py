@@ -71,6 +71,14 @@ def test_back_after_an_exception_and_only_this_thread() -> None:
         inside.wait(10)
         other.append(here())
 
+    def visit(netns: str) -> None:
+        with in_netns(netns):
+            assert here() != before
+            assert find("lo").up is False
+            inside.set()
+            watcher.join(10)
+            raise ZeroDivisionError
+
     watcher = threading.Thread(target=watch)
     watcher.start()
     holder = subprocess.Popen(["unshare", "-n", "sh", "-c", "echo ready; read _"], stdin=subprocess.PIPE,
@@ -78,13 +86,8 @@ def test_back_after_an_exception_and_only_this_thread() -> None:
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"ready\n"
-        with pytest.raises(ZeroDivisionError):  # noqa: PT012 (the exception has to come from inside)
-            with in_netns(f"/proc/{holder.pid}/ns/net"):
-                assert here() != before
-                assert find("lo").up is False
-                inside.set()
-                watcher.join(10)
-                raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            visit(f"/proc/{holder.pid}/ns/net")
         assert here() == before
         assert other == [before]
     finally:

@@ -365,7 +365,7 @@ def test_forked_child_leaves_it_on(pair: VethPair) -> None:
 def test_nothing_leaks(pair: VethPair) -> None:
     def attach_once() -> None:
         for kind in ("link", "libxdp"):
-            XdpProgram(pair.near.name, netns=pair.near.netns, attach=kind).close()  # type: ignore[arg-type]
+            XdpProgram(pair.near.name, netns=pair.near.netns, attach=kind).close()
 
     attach_once()
     before = sorted(os.listdir("/proc/self/fd")), Path("/proc/thread-self/ns/net").readlink()
@@ -376,5 +376,5 @@ def test_nothing_leaks(pair: VethPair) -> None:
 def test_bad_arguments(pair: VethPair) -> None:
     for bad in ({"mode": "offload"}, {"attach": "tc"}, {"rules": [Rule()] * 17}):
         with pytest.raises(ConfigError):
-            XdpProgram(pair.near.name, netns=pair.near.netns, **bad)  # type: ignore[arg-type]
+            XdpProgram(pair.near.name, netns=pair.near.netns, **bad)
     assert on_hook(pair.near).program is None

@@ -1,0 +1,288 @@
+"""What may be typed: the parser, and the library's values made from it.
+
+A word that can never mean anything is refused here, as a usage error (exit code 2). What is well formed but not
+possible, the library refuses (exit code 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import socket
+from collections.abc import Callable
+
+from afxdp_pool import Options, PortConfig, Rule, __version__
+from afxdp_pool.config import Mode
+from afxdp_pool.errors import ConfigError
+from afxdp_pool.forwarder import mac
+from afxdp_pool.testing import packets
+
+_PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "gre": 47, "esp": 50, "icmpv6": 58, "ospf": 89, "sctp": 132}
+_ETHERTYPES = {"ipv4": 0x0800, "arp": 0x0806, "ipv6": 0x86DD, "mpls": 0x8847, "lldp": 0x88CC, "ptp": 0x88F7}
+_SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
+
+_EPILOG = """\
+examples:
+  afxdp-pool doctor -i eth1                     what stands in the way, and the command against it
+  afxdp-pool drop -i eth1 --duration 10         receive, count, recycle
+  afxdp-pool forward -i eth1 -o eth2 --both-ways
+  afxdp-pool tx -i eth1 --rate 100k --json
+  afxdp-pool drop -i eth1 --rule protocol=udp,port=53 --rule ethertype=arp
+"""
+
+
+def number(text: str) -> float:
+    """A number not negative, with k, M or G behind it or not."""
+    factor = _SUFFIXES.get(text[-1:].lower(), 0.0)
+    try:
+        value = float(text[:-1]) * factor if factor else float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 100, 1.5k or 2M")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number not negative, as `number` reads it."""
+    value = number(text)
+    if value != int(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(value)
+
+
+def seconds(text: str) -> float:
+    """A duration above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def _named(names: dict[str, int], what: str, ask: Callable[[str], int] | None = None) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if text.lower() in names:
+            return names[text.lower()]
+        try:
+            return int(text, 0)
+        except ValueError:
+            pass
+        try:
+            if ask is not None:
+                return ask(text.lower())
+        except OSError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what}: give a number, or one of {', '.join(names)}")
+
+    return read
+
+
+protocol = _named(_PROTOCOLS, "IP protocol", socket.getprotobyname)
+ethertype = _named(_ETHERTYPES, "ethertype")
+
+
+def mac_address(text: str) -> bytes:
+    """A MAC address as 6 bytes."""
+    try:
+        return mac(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def ipv4(text: str) -> bytes:
+    """An IPv4 address as 4 bytes."""
+    try:
+        return ipaddress.IPv4Address(text).packed
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IPv4 address") from None
+
+
+def port_number(text: str) -> int:
+    """A UDP or TCP port."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
+    return int(text)
+
+
+def rule(text: str) -> Rule:
+    """A rule from ``"protocol=udp,port=53"``: the fields of `Rule`, with - or _ in their names."""
+    readers: dict[str, Callable[[str], int | str]] = {
+        "ethertype": ethertype,
+        "protocol": protocol,
+        "port": port_number,
+        "network": str,
+        "source_port": port_number,
+        "source_network": str,
+    }
+    fields: dict[str, int | str] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        key = name.strip().replace("-", "_")
+        if not equals or key not in readers or key in fields:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no part of a rule: write protocol=udp,port=53, each of {', '.join(readers)} at most once"
+            )
+        fields[key] = readers[key](value.strip())
+    return _rule(**fields)
+
+
+def _rule(**fields: int | str | None) -> Rule:
+    try:
+        return Rule(**fields)  # type: ignore[arg-type]
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def rules(args: argparse.Namespace) -> tuple[Rule, ...]:
+    """The filter: one rule of the single flags together, and each --rule.
+
+    Raises:
+        argparse.ArgumentTypeError: the flags exclude each other.
+    """
+    flags = {name: getattr(args, name) for name in ("ethertype", "protocol", "port", "network")}
+    together = () if all(value is None for value in flags.values()) else (_rule(**flags),)
+    return together + tuple(args.rule)
+
+
+def options(args: argparse.Namespace) -> Options:
+    """The library's options.
+
+    Raises:
+        ConfigError: a value the kernel could never take.
+    """
+    mode: Mode = args.socket_mode
+    filled: dict[str, object] = {}
+    if args.command != "tx":
+        filled = {"rules": args.rules, "xdp_mode": args.xdp_mode, "attach": args.attach, "force": args.force}
+    return Options(
+        netns=args.netns,
+        queues=tuple(args.queue or [0]),
+        frames=args.frames,
+        frame_size=args.frame_size,
+        huge_pages=args.huge_pages,
+        batch=args.batch,
+        port=PortConfig(mode=mode),
+        **filled,  # type: ignore[arg-type]
+    )
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line. Exits with code 2 when it makes no sense."""
+    top = parser()
+    args = top.parse_args(argv)
+    if "rule" in args:
+        try:
+            args.rules = rules(args)
+        except argparse.ArgumentTypeError as error:
+            top.error(str(error))
+    return args
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="afxdp-pool",
+        description="AF_XDP packet I/O on a UMEM frame pool.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"afxdp-pool {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    drop = commands.add_parser("drop", help="receive packets, count them, recycle their frames")
+    _add_path(drop)
+
+    forward = commands.add_parser("forward", help="send what one interface receives out of another, without a copy")
+    _add_path(forward)
+    forward.add_argument("-o", "--output", metavar="IF", required=True, help="where the packets leave")
+    forward.add_argument("--both-ways", action="store_true", help="the other way round as well")
+    forward.add_argument("--swap-mac", action="store_true", help="exchange source and destination MAC")
+    forward.add_argument("--set-dst", metavar="MAC", type=mac_address, help="set the destination MAC")
+    forward.add_argument("--set-src", metavar="MAC", type=mac_address, help="set the source MAC")
+
+    reflect = commands.add_parser("reflect", help="send every packet back out of the interface it came in by")
+    _add_path(reflect)
+    reflect.add_argument("--no-swap-mac", dest="swap_mac", action="store_false", help="leave the MAC addresses alone")
+
+    tx = commands.add_parser("tx", help="send test packets, or those of a capture file")
+    _add_path(tx, receives=False)
+    _add_traffic(tx)
+
+    doctor = commands.add_parser("doctor", help="what this machine and an interface allow, and what to do about it")
+    _add_place(doctor, required=False)
+    doctor.add_argument("--json", action="store_true", help="the findings as one JSON document")
+
+    clean = commands.add_parser("clean", help="remove XDP programs that a killed process left on an interface")
+    _add_place(clean)
+    clean.add_argument("--force", action="store_true", help="whatever XDP program is there, in use or not ours")
+    clean.add_argument("--json", action="store_true", help="what was removed as one JSON document")
+    return top
+
+
+def _add_place(command: argparse.ArgumentParser, *, required: bool = True) -> None:
+    command.add_argument("-i", "--interface", metavar="IF", required=required, help="the network interface")
+    command.add_argument("--netns", metavar="NAME", help="the network namespace it is in")
+
+
+def _add_path(command: argparse.ArgumentParser, *, receives: bool = True) -> None:
+    _add_place(command)
+    add = command.add_argument
+    add("-q", "--queue", metavar="N", type=count, action="append", help="a queue, default 0; give it again for more")
+    add("--duration", metavar="S", type=seconds, help="stop after so many seconds; default: on Ctrl-C")
+    add("--json", action="store_true", help="one JSON document with every counter on stdout, at the end")
+    add("--quiet", action="store_true", help="nothing but errors, and with --json the document")
+
+    memory = command.add_argument_group("memory")
+    memory.add_argument("--frames", metavar="N", type=count, help="frames of the UMEM; default: what the rings need")
+    memory.add_argument("--frame-size", metavar="BYTES", type=count, default=4096, help="2048 or 4096 (default)")
+    memory.add_argument("--batch", metavar="N", type=count, default=64, help="most packets in a round; default 64")
+    memory.add_argument("--huge-pages", action="store_true", help="2 MB pages, if there are enough")
+
+    mode = command.add_argument_group("mode", "default: the best the driver has")
+    socket_mode = mode.add_mutually_exclusive_group()
+    command.set_defaults(socket_mode="auto", xdp_mode="auto")
+    for flag, value in (("--copy", "copy"), ("--zero-copy", "zero-copy")):
+        socket_mode.add_argument(
+            flag, dest="socket_mode", action="store_const", const=value, help=f"demand {value} mode"
+        )
+    if not receives:
+        return
+    xdp_mode = mode.add_mutually_exclusive_group()
+    for flag, value in (("--native", "native"), ("--generic", "generic")):
+        xdp_mode.add_argument(flag, dest="xdp_mode", action="store_const", const=value, help=f"demand {value} XDP")
+    mode.add_argument(
+        "--attach",
+        choices=("auto", "link", "libxdp"),
+        default="auto",
+        help="how to take the XDP hook: by a BPF link (default), or through libxdp beside other programs",
+    )
+    mode.add_argument("--force", action="store_true", help="replace an XDP program that is not ours")
+
+    wanted = command.add_argument_group(
+        "filter", "which packets to take; the rest goes to the kernel's stack. Flags combine to one rule"
+    )
+    wanted.add_argument("--ethertype", metavar="TYPE", type=ethertype, help="such as arp or 0x88f7")
+    wanted.add_argument("--protocol", metavar="PROTO", type=protocol, help="IP protocol, such as udp or 17")
+    wanted.add_argument("--port", metavar="PORT", type=port_number, help="UDP or TCP destination port")
+    wanted.add_argument("--network", metavar="NET", help="destination address or network, such as 10.0.0.0/8")
+    wanted.add_argument(
+        "--rule", metavar="RULE", type=rule, action="append", default=[], help="protocol=udp,port=53; again for more"
+    )
+
+
+def _add_traffic(tx: argparse.ArgumentParser) -> None:
+    traffic = tx.add_argument_group("packets", "numbered, checksummed UDP packets, unless --pcap is given")
+    add = traffic.add_argument
+    add("--size", metavar="BYTES", type=count, help=f"of a packet without FCS, {packets.MIN_SIZE} (default) or more")
+    add("--rate", metavar="PPS", type=number, default=0.0, help="packets a second, such as 100k; default: all that go")
+    add("--count", metavar="N", type=count, help="stop after so many; default: no end, with --pcap the file once")
+    add("--dst-mac", metavar="MAC", type=mac_address, help="default 02:00:00:00:00:01, which is nobody's")
+    add("--src-mac", metavar="MAC", type=mac_address, help="default: the interface's own")
+    add("--dst-ip", metavar="IP", type=ipv4, help="default 198.18.0.1, of the range for benchmarks (RFC 2544)")
+    add("--src-ip", metavar="IP", type=ipv4, help="default 198.18.0.2")
+    add("--dst-port", metavar="PORT", type=port_number, help=f"default {packets.PORT}, discard (RFC 863)")
+    add("--src-port", metavar="PORT", type=port_number, help=f"default {packets.SOURCE_PORT}")
+    add("--pcap", metavar="FILE", help="send the packets of a pcap or pcapng file instead, in turn")

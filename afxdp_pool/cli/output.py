@@ -1,0 +1,186 @@
+"""The words: numbers for people, progress lines, the summary at the end, and the JSON document."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from afxdp_pool import AfXdpError, Audit, PortReport, Report, __version__
+from afxdp_pool.cli.meter import Rate, losses
+
+_STEPS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+@dataclass(frozen=True)
+class Proof:
+    """That no frame was lost.
+
+    Attributes:
+        stopped: the audit when the loop had ended, the ports still open.
+        closed: the audit when ports and pools were closed: every frame is back in the Umem.
+        held: frames the pools held and did not release, hold - release; 0.
+    """
+
+    stopped: Audit
+    closed: Audit
+    held: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether all of it holds."""
+        return self.stopped.ok and self.closed.ok and self.closed.idle and self.held == 0
+
+    def __str__(self) -> str:
+        if self.ok:
+            return f"audit: {self.closed.frames} frames all accounted for"
+        problems = list(self.stopped.problems or self.closed.problems)
+        away = self.closed.fill + self.closed.app + self.closed.tx
+        problems += [f"{away} frames did not come back"] if away else []
+        problems += [f"the pools hold {self.held} frames they no longer have"] if self.held else []
+        return f"audit FAILED: {'; '.join(problems) or 'the states do not add up'}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "ok": self.ok,
+            "frames": self.closed.frames,
+            "held": self.held,
+            "stopped": asdict(self.stopped),
+            "closed": asdict(self.closed),
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its counters, the proof, why it stopped, and what went wrong if something did."""
+
+    report: Report
+    proof: Proof
+    stopped_by: str
+    error: str | None = None
+    notices: tuple[str, ...] = ()
+
+
+def scaled(value: float, unit: str) -> str:
+    """A number of about four figures with its unit: ``1.234 Mpps``."""
+    for step, letter in _STEPS:
+        if value >= step * 0.99995:
+            figures = value / step
+            return f"{figures:.{3 if figures < 10 else 2 if figures < 100 else 1}f} {letter}{unit}"
+    return f"{value:.0f} {unit}"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds as on a watch."""
+    whole = int(seconds)
+    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def places(args: argparse.Namespace) -> str:
+    """What the command acts on: ``eth1``, ``eth1 -> eth2``."""
+    if args.command != "forward":
+        return str(args.interface)
+    return f"{args.interface} {'<->' if args.both_ways else '->'} {args.output}"
+
+
+def sentence(error: BaseException, interface: str) -> str:
+    """An error as the one line a person reads: the interface, the reason, what to do."""
+    if isinstance(error, OSError) and not isinstance(error, AfXdpError):
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    else:
+        text = " ".join(str(error).split()) or type(error).__name__
+    subject = getattr(error, "subject", "") or getattr(error, "filename", "")
+    return text if subject or not interface else f"{interface}: {text}"
+
+
+def progress(report: Report, rates: Sequence[Rate]) -> str:
+    """One line of the plain view: the sums of all ports."""
+    parts = [clock(report.seconds)]
+    for name, pps, bps, there in (
+        ("rx", "rx_pps", "rx_bps", any(port.receives for port in map(Directions, report.ports))),
+        ("tx", "tx_pps", "tx_bps", any(port.sends for port in map(Directions, report.ports))),
+    ):
+        if there:
+            packets, bits = (sum(getattr(rate, field) for rate in rates) for field in (pps, bps))
+            parts.append(f"{name} {scaled(packets, 'pps')} {scaled(bits, 'bit/s')}")
+    if report.sent:
+        parts.append(f"completed {report.completed:,} of {report.sent:,}")
+    lost = sum(sum(losses(port.kernel).values()) for port in report.ports)
+    parts.append(f"dropped by the kernel {lost:,}")
+    parts.append("frames " + " ".join(f"{state} {n}" for state, n in report.frames.items()))
+    return "  ".join(parts)
+
+
+class Directions:
+    """Which ways a port can go, as its report shows: it receives when it has an XDP program."""
+
+    def __init__(self, port: PortReport) -> None:
+        self.receives = bool(port.program) or port.stats.rx_packets > 0
+        self.sends = port.stats.tx_packets > 0 or not self.receives
+
+
+def summary(args: argparse.Namespace, outcome: Outcome) -> list[str]:
+    """The last lines a person sees: what moved, what was lost and why, and the audit."""
+    report, lines = outcome.report, [f"{args.command} {places(args)}: stopped by {outcome.stopped_by}"]
+    lines[0] += f" after {report.seconds:.1f} s"
+    seconds = report.seconds or float("inf")
+    sums = {
+        "received": (report.received, sum(port.stats.rx_bytes for port in report.ports)),
+        "sent": (report.sent, sum(port.stats.tx_bytes for port in report.ports)),
+        "completed": (report.completed, 0),
+    }
+    for name, (packets, octets) in sums.items():
+        if (name == "received") if args.command == "tx" else (name != "received" and args.command == "drop"):
+            continue
+        line = f"  {name:9} {packets:>15,} packets  {scaled(packets / seconds, 'pps'):>10}"
+        lines.append(line + (f"  {scaled(octets * 8 / seconds, 'bit/s'):>12}" if octets else ""))
+    lines += [f"  {text}" for text in troubles(report)]
+    lines.append(f"  {outcome.proof}")
+    return lines
+
+
+def troubles(report: Report) -> list[str]:
+    """What did not go its way, by port and cause; what the filter let pass is among it."""
+    lines = []
+    for port in report.ports:
+        if lost := losses(port.kernel):
+            causes = ", ".join(f"{count:,} {cause}" for cause, count in lost.items())
+            lines.append(f"{port.name}: dropped by the kernel: {causes}")
+        if port.kernel.rx_fill_ring_empty_descs:
+            lines.append(f"{port.name}: FILL was found empty {port.kernel.rx_fill_ring_empty_descs:,} times")
+        bad = {name: getattr(port.stats, name) for name in ("rx_bad", "completion_bad", "tx_errors")}
+        if any(bad.values()):
+            lines.append(f"{port.name}: " + ", ".join(f"{name} {count:,}" for name, count in bad.items() if count))
+    programs = {port.info.netdev if port.info else port.name: port.program for port in report.ports if port.program}
+    for netdev, counters in programs.items():
+        for field, why in (("passed_filter", "no rule wanted them"), ("passed_no_socket", "their queue has no socket")):
+            if counters.get(field):
+                lines.append(f"{netdev}: {counters[field]:,} packets left to the kernel's stack: {why}")
+    if report.engine.refused:
+        lines.append(f"{report.engine.refused:,} packets dropped: they could not be sent")
+    return lines
+
+
+def document(args: argparse.Namespace, outcome: Outcome) -> dict[str, Any]:
+    """The JSON document: every counter, and the circumstances."""
+    return {
+        "command": args.command,
+        "interface": args.interface,
+        "output": getattr(args, "output", None),
+        "netns": args.netns,
+        "version": __version__,
+        "kernel": os.uname().release,
+        "stopped_by": outcome.stopped_by,
+        "error": outcome.error,
+        "notices": list(outcome.notices),
+        "granted": {
+            port.name: {"mode": port.info.mode, "xdp_mode": port.info.xdp_mode, "driver": port.info.driver}
+            for port in outcome.report.ports
+            if port.info
+        },
+        **outcome.report.as_dict(),
+        "audit": outcome.proof.as_dict(),
+    }
