@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from afxdp_pool import AfXdpError, Audit, PortReport, Report, __version__
+from afxdp_pool import AfXdpError, Audit, Report, __version__
 from afxdp_pool.cli.meter import Rate, losses
 
 _STEPS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -79,6 +79,11 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
+def ways(command: str) -> tuple[str, ...]:
+    """The directions in which a path moves packets."""
+    return {"drop": ("rx",), "tx": ("tx",)}.get(command, ("rx", "tx"))
+
+
 def places(args: argparse.Namespace) -> str:
     """What the command acts on: ``eth1``, ``eth1 -> eth2``."""
     if args.command != "forward":
@@ -96,30 +101,18 @@ def sentence(error: BaseException, interface: str) -> str:
     return text if subject or not interface else f"{interface}: {text}"
 
 
-def progress(report: Report, rates: Sequence[Rate]) -> str:
+def progress(command: str, report: Report, rates: Sequence[Rate]) -> str:
     """One line of the plain view: the sums of all ports."""
     parts = [clock(report.seconds)]
-    for name, pps, bps, there in (
-        ("rx", "rx_pps", "rx_bps", any(port.receives for port in map(Directions, report.ports))),
-        ("tx", "tx_pps", "tx_bps", any(port.sends for port in map(Directions, report.ports))),
-    ):
-        if there:
-            packets, bits = (sum(getattr(rate, field) for rate in rates) for field in (pps, bps))
-            parts.append(f"{name} {scaled(packets, 'pps')} {scaled(bits, 'bit/s')}")
-    if report.sent:
+    for name in ways(command):
+        packets, bits = (sum(getattr(rate, f"{name}_{unit}") for rate in rates) for unit in ("pps", "bps"))
+        parts.append(f"{name} {scaled(packets, 'pps')} {scaled(bits, 'bit/s')}")
+    if "tx" in ways(command):
         parts.append(f"completed {report.completed:,} of {report.sent:,}")
     lost = sum(sum(losses(port.kernel).values()) for port in report.ports)
     parts.append(f"dropped by the kernel {lost:,}")
     parts.append("frames " + " ".join(f"{state} {n}" for state, n in report.frames.items()))
     return "  ".join(parts)
-
-
-class Directions:
-    """Which ways a port can go, as its report shows: it receives when it has an XDP program."""
-
-    def __init__(self, port: PortReport) -> None:
-        self.receives = bool(port.program) or port.stats.rx_packets > 0
-        self.sends = port.stats.tx_packets > 0 or not self.receives
 
 
 def summary(args: argparse.Namespace, outcome: Outcome) -> list[str]:
@@ -133,7 +126,7 @@ def summary(args: argparse.Namespace, outcome: Outcome) -> list[str]:
         "completed": (report.completed, 0),
     }
     for name, (packets, octets) in sums.items():
-        if (name == "received") if args.command == "tx" else (name != "received" and args.command == "drop"):
+        if ("rx" if name == "received" else "tx") not in ways(args.command):
             continue
         line = f"  {name:9} {packets:>15,} packets  {scaled(packets / seconds, 'pps'):>10}"
         lines.append(line + (f"  {scaled(octets * 8 / seconds, 'bit/s'):>12}" if octets else ""))

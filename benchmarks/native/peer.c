@@ -260,7 +260,7 @@ static void drain(struct port *port)
 {
 	double deadline = now() + DRAIN_SECONDS;
 
-	while (port->in_tx && now() < deadline) {
+	while (port->in_tx && !exit_status && now() < deadline) {
 		kick(port);
 		reap(port);
 	}

@@ -1,0 +1,62 @@
+"""The command's entry: which part runs, and how every error becomes one sentence and an exit code.
+
+0 a clean stop, also by Ctrl-C or SIGTERM; 1 an error, or the doctor finds something missing; 2 a wrong command line;
+130 aborted by a second Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from afxdp_pool.cli import arguments
+from afxdp_pool.cli.output import sentence
+from afxdp_pool.errors import AfXdpError
+
+_ABORTED = 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv`, by default the process's. Returns the exit code.
+
+    With ``AFXDP_POOL_DEBUG=1`` in the environment errors come with their traceback.
+    """
+    args = arguments.parse(argv)
+    try:
+        code = _command(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("afxdp-pool: aborted", file=sys.stderr)
+        return _ABORTED
+    except BrokenPipeError:
+        # Who read our output has gone. What ran was stopped and closed; the interpreter must not flush to it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (AfXdpError, OSError) as error:
+        return _failed(error, args.interface or "")
+    except Exception as error:
+        return _failed(RuntimeError(f"unexpected {type(error).__name__}: {error}"), args.interface or "", error)
+
+
+def _command(args: argparse.Namespace) -> int:
+    if args.command == "doctor":
+        from afxdp_pool.cli import doctor
+
+        return doctor.run(args)
+    if args.command == "clean":
+        from afxdp_pool.cli import cleaning
+
+        return cleaning.run(args)
+    from afxdp_pool.cli import paths
+
+    return paths.run(args)
+
+
+def _failed(error: Exception, interface: str, cause: Exception | None = None) -> int:
+    if os.environ.get("AFXDP_POOL_DEBUG") == "1":
+        raise cause or error
+    more = "; set AFXDP_POOL_DEBUG=1 to see where, and please report it" if cause else ""
+    print(f"afxdp-pool: {sentence(error, interface)}{more}", file=sys.stderr)
+    return 1

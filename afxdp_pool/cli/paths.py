@@ -1,0 +1,203 @@
+"""A path from its opening to its proof: signals, the worker thread, the views, the audits.
+
+The worker's loop runs in a thread of its own, so that drawing never delays a packet; the main thread waits, shows, and
+takes the signals. Invariant: whatever ends the run, everything opened is closed, and before that the frames are
+counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Self
+
+import afxdp_pool as ap
+from afxdp_pool import netdev as netdevs
+from afxdp_pool.cli import arguments, traffic
+from afxdp_pool.cli.meter import Meter
+from afxdp_pool.cli.notices import Notices
+from afxdp_pool.cli.output import Outcome, Proof, document, summary
+from afxdp_pool.cli.views import View, choose_view
+from afxdp_pool.errors import LinkGoneError, NoSuchInterfaceError, NoSuchNamespaceError
+
+#: Seconds between two looks whether the interfaces are still there.
+LOOK_EVERY = 1.0
+_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
+
+
+class Signals:
+    """The first Ctrl-C, SIGTERM or SIGHUP stops the run; the second Ctrl-C aborts it.
+
+    Attributes:
+        received: the name of the first, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._forwarder: ap.Forwarder | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def stops(self, forwarder: ap.Forwarder | None) -> None:
+        """From now on a signal stops this forwarder; one that came already does so at once."""
+        self._forwarder = forwarder
+        if forwarder is not None and self.received:
+            forwarder.stop()
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = self.received or _NAMES[signal.Signals(number)]
+        if self._forwarder is not None:
+            self._forwarder.stop()
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in _NAMES}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+class Worker:
+    """The thread a forwarder runs in. `done` is set when the loop has ended, well or not."""
+
+    def __init__(self, forwarder: ap.Forwarder, duration: float | None) -> None:
+        self.forwarder = forwarder
+        self.done = threading.Event()
+        self.failure: BaseException | None = None
+        self._duration = duration
+        self._thread = threading.Thread(target=self._work, name="afxdp-pool worker")
+
+    def _work(self) -> None:
+        try:
+            self.forwarder.run(self._duration)
+        except BaseException as error:  # told by the main thread
+            self.failure = error
+        finally:
+            self.done.set()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._thread.is_alive():
+            self.forwarder.stop()
+            self._thread.join(0.1)
+
+
+def open_path(args: argparse.Namespace) -> ap.Forwarder:
+    """Open what the command needs.
+
+    Raises:
+        AfXdpError: see `afxdp_pool.paths`. OSError: the capture file cannot be opened.
+    """
+    options = arguments.options(args)
+    if args.command == "drop":
+        return ap.drop(args.interface, options=options)
+    if args.command == "reflect":
+        return ap.reflect(args.interface, swap_mac=args.swap_mac, options=options)
+    if args.command == "forward":
+        rewrite = ap.Rewrite(swap=args.swap_mac, dst=args.set_dst, src=args.set_src)
+        return ap.forward(
+            args.interface, args.output, both_ways=args.both_ways, rewrite=rewrite, options=options
+        )
+    template, number = traffic.template(args)
+    return ap.transmit(args.interface, template, count=number, rate=args.rate, options=options)
+
+
+def prove(forwarder: ap.Forwarder) -> Proof:
+    """Audit the frames, close ports and pools, and audit again: then all of them must be back in the Umem."""
+    pools = forwarder.pools
+    stopped = forwarder.audit()
+    for port in forwarder.ports:
+        port.close()
+    for pool in pools:
+        pool.close()
+    return Proof(stopped, forwarder.audit(), sum(pool.stats().inflight for pool in pools))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one of the four paths. Returns the exit code.
+
+    Raises:
+        AfXdpError, OSError: it could not begin. KeyboardInterrupt: aborted.
+    """
+    with Notices(aloud=not args.quiet) as notices, Signals() as signals:
+        with open_path(args) as forwarder:
+            view = choose_view(args, forwarder, notices)
+            try:
+                error = _watch(args, forwarder, view, signals)
+            finally:
+                signals.stops(None)
+            report, proof = forwarder.snapshot(), prove(forwarder)
+        if isinstance(error, BrokenPipeError):
+            raise error
+        outcome = Outcome(report, proof, _reason(args, signals, error), error and str(error), tuple(notices.all))
+        return _finish(args, outcome, error)
+
+
+def _watch(
+    args: argparse.Namespace, forwarder: ap.Forwarder, view: View, signals: Signals
+) -> BaseException | None:
+    """Run and show until it ends. Returns what ended it, if that was an error."""
+    meter, look = Meter(), _presence(args)
+    with Worker(forwarder, args.duration) as worker:
+        signals.stops(forwarder)
+        try:
+            with view:
+                looked = time.monotonic()
+                while not worker.done.wait(view.every):
+                    now = time.monotonic()
+                    report = forwarder.snapshot()
+                    view.show(report, meter.add(now, report), meter.history)
+                    if now - looked >= LOOK_EVERY:
+                        looked = now
+                        look()
+        except (BrokenPipeError, ap.AfXdpError) as error:
+            return error
+    return worker.failure
+
+
+def _presence(args: argparse.Namespace) -> Callable[[], None]:
+    """A call that raises LinkGoneError when an interface has gone: a port that only receives cannot tell."""
+    names = [args.interface] + ([args.output] if args.command == "forward" else [])
+    indexes = {name: netdevs.find(name, args.netns).index for name in names}
+
+    def look() -> None:
+        for name, index in indexes.items():
+            try:
+                there = netdevs.find(name, args.netns).index == index
+            except (NoSuchInterfaceError, NoSuchNamespaceError):
+                there = False
+            if not there:
+                raise LinkGoneError("the interface was deleted", subject=name, hint="make it again and start anew")
+
+    return look
+
+
+def _reason(args: argparse.Namespace, signals: Signals, error: BaseException | None) -> str:
+    if error is not None:
+        return "an error"
+    if signals.received:
+        return signals.received
+    return "its duration" if args.duration is not None else "its count"
+
+
+def _finish(args: argparse.Namespace, outcome: Outcome, error: BaseException | None) -> int:
+    if not args.quiet:
+        print(*summary(args, outcome), sep="\n", file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps(document(args, outcome), indent=2))
+    if error is not None:
+        raise error
+    if not outcome.proof.ok:
+        raise ap.AuditError(str(outcome.proof), hint="please report this: it is a defect of this program")
+    return 0

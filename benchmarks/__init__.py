@@ -1,0 +1,1 @@
+"""Benchmarks: scripts that measure, and `results/`, what they measured."""
