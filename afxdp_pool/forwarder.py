@@ -21,7 +21,7 @@ from afxdp_pool.audit import Audit
 from afxdp_pool.batch import DESC, Batch
 from afxdp_pool.config import check_batch
 from afxdp_pool.errors import AfXdpError, ConfigError, PoolClosedError, VerdictError, WrongThreadError
-from afxdp_pool.handlers import DROP, FORWARD, Handler, write_verdicts
+from afxdp_pool.handlers import DROP, FORWARD, TX, Handler, write_verdicts
 from afxdp_pool.pool import FramePool
 from afxdp_pool.port import Port, link_gone
 from afxdp_pool.report import Report, make_report
@@ -92,8 +92,11 @@ class Template:
         if not self.packets or not all(self.packets):
             raise ConfigError("there is nothing to send", hint="give one packet or more, none of them empty")
         shortest = min(map(len, self.packets))
-        if (self.sequence_at and self.sequence_at + 8 > shortest) or self.checksum_at + 2 > shortest:
+        ends = [at + size for at, size in ((self.sequence_at, 8), (self.checksum_at, 2)) if at]
+        if min(self.sequence_at, self.checksum_at) < 0 or max(ends, default=0) > shortest:
             raise ConfigError(f"the sequence number or checksum lies beyond the packet of {shortest} bytes")
+        if self.sequence_at and self.checksum_at and (self.sequence_at - self.checksum_at) % 2:
+            raise ConfigError("sequence number and checksum do not share 16-bit words", hint="move one by a byte")
 
 
 class Forwarder:
@@ -140,10 +143,14 @@ class Forwarder:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._started = self._stopped = 0.0
-        for port in self.ports:
-            if lib.afp_engine_add(self._engine, port.native) < 0:
-                raise ConfigError("a forwarder can have 64 ports")
-        self._set_routes(routes or {})
+        try:
+            for port in self.ports:
+                if lib.afp_engine_add(self._engine, port.native) < 0:
+                    raise ConfigError("a forwarder can have 64 ports")
+            self._set_routes(routes or {})
+        except BaseException:
+            self.close()
+            raise
 
     def _set_routes(self, routes: Mapping[int, Route]) -> None:
         for index, port in enumerate(self.ports):
@@ -152,10 +159,10 @@ class Forwarder:
             native.receive = port.config.receive and (self.handler is not None or route is not None)
             if route is None:
                 continue
-            target = route.verdict & 0x7F
-            if route.verdict >= FORWARD(0) and (
-                target >= len(self.ports) or not self.ports[target].config.transmit
-            ):
+            if route.verdict != DROP and route.verdict != TX and not FORWARD(0) <= route.verdict <= FORWARD(63):
+                raise ConfigError(f"the route of port {index} has verdict {route.verdict}; use DROP, TX or FORWARD(port)")
+            target = index if route.verdict == TX else route.verdict & 0x7F
+            if route.verdict != DROP and (target >= len(self.ports) or not self.ports[target].config.transmit):
                 raise ConfigError(f"the route of port {index} leads to port {target}, which cannot send")
             native.verdict = route.verdict
             native.rewrite = (
@@ -289,6 +296,8 @@ class Forwarder:
                 )
             if engine.packet_limit and engine.received >= engine.packet_limit:
                 return int(lib.AFP_RAN_COUNT)
+            if lib.afp_now_ns() >= end_ns:
+                return int(lib.AFP_RAN_DEADLINE)
         return int(why)
 
     def _raise_for(self, why: int) -> None:

@@ -52,18 +52,20 @@ def raise_refused(refused: Any, done: int, doing: str) -> None:
     )
 
 
-def descriptors(batch: Batch) -> npt.NDArray[Any]:
-    """The batch's descriptors as C reads them: contiguous, of dtype `DESC`."""
+def descriptors(batch: Batch, umem: Umem) -> npt.NDArray[Any]:
+    """The batch's descriptors as C reads them: contiguous, of dtype `DESC`, of frames of `umem`."""
+    if batch.data is not umem.data:
+        raise ForeignFrameError("the batch is of another Umem")
     if batch.descs.dtype != DESC:
         raise InvalidDescriptorError(f"descriptors of dtype {batch.descs.dtype}, not {DESC}")
     return np.ascontiguousarray(batch.descs)
 
 
-def frames_call(call: Callable[..., int], table: Any, batch: Batch, doing: str) -> int:
+def frames_call(call: Callable[..., int], umem: Umem, batch: Batch, doing: str) -> int:
     """Run one of C's calls over a batch's descriptors; raise for those it refused."""
     refused = ffi.new("struct afp_refusals *")
-    descs = descriptors(batch)
-    done = call(table, ffi.from_buffer("struct afp_desc[]", descs), len(descs), refused)
+    descs = descriptors(batch, umem)
+    done = call(umem.table, ffi.from_buffer("struct afp_desc[]", descs), len(descs), refused)
     if refused.n:
         raise_refused(refused, done, doing)
     return done
@@ -149,7 +151,8 @@ class FramePool:
     def outstanding(self) -> int:
         """Frames the pool owns that are not idle in its cache or ring. Exact in the owner thread."""
         pool = self.native
-        return self.inflight - int(pool.ncache) - ((int(pool.ring_head) - int(pool.ring_tail)) & 0xFFFFFFFF)
+        ring = (int(pool.ring_head) - int(pool.ring_tail)) & 0xFFFFFFFF
+        return self.inflight - int(pool.ncache) - ring - int(pool.nspill)
 
     def stats(self) -> PoolStats:
         """The pool's counters; of a closed pool, the last ones. Concurrency: any thread."""
@@ -186,7 +189,7 @@ class FramePool:
 
         Concurrency: any thread that holds a reference.
         """
-        return frames_call(lib.afp_ref, self.umem.table, batch, "ref")
+        return frames_call(lib.afp_ref, self.umem, batch, "ref")
 
     def collect(self) -> int:
         """Take in what other threads gave back; returns how many frames came home. Concurrency: owner thread only."""

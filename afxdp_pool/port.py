@@ -302,7 +302,7 @@ class Port:
         port = self.native
         if n is None:
             stats = port_stats(port)
-            n = max(0, int(port.fill_level) - (stats.fill_submitted - stats.rx_packets))
+            n = max(0, int(port.fill_level) - (stats.fill_submitted - stats.rx_packets - stats.fill_reclaimed))
         got = lib.afp_port_fill(port, n)
         if got < 0:
             raise self.pool._refusal(got, f"{self.name}: fill")
@@ -329,7 +329,7 @@ class Port:
         Ownership: one reference to each frame sent is the kernel's, until `complete()` on this port.
         """
         refused = ffi.new("struct afp_refusals *")
-        descs = descriptors(batch)
+        descs = descriptors(batch, self.pool.umem)
         sent = lib.afp_port_transmit(
             self.native, ffi.from_buffer("struct afp_desc[]", descs), len(descs), refused
         )

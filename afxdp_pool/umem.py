@@ -73,7 +73,7 @@ class Umem:
             raise MemoryLimitError(f"no memory for a table of {frames} frames")
         self._open = True
         self._pools: weakref.WeakSet[FramePool] = weakref.WeakSet()
-        self._ports: weakref.WeakSet[Port] = weakref.WeakSet()
+        self._ports: set[Port] = set()  # not weak: a port that nobody closed is closed with the Umem
 
     def __enter__(self) -> Self:
         return self
@@ -154,7 +154,7 @@ class Umem:
         """
         from afxdp_pool.pool import frames_call
 
-        return frames_call(lib.afp_put, self.table, batch, "put")
+        return frames_call(lib.afp_put, self, batch, "put")
 
     def close(self) -> None:
         """Close the ports and pools on it, then let go of the memory. Idempotent; in any order with theirs."""

@@ -39,8 +39,6 @@ static void see(struct auditor *a, uint32_t frame, enum place where, uint32_t po
 		wrong(a, frame, AFP_WRONG_STATE, w, AFP_UMEM, word_state(w));
 	else if (where == POOL_STORE && word_state(w) != AFP_POOL)
 		wrong(a, frame, AFP_WRONG_STATE, w, AFP_POOL, word_state(w));
-	else if (where == INBOX && word_state(w) != AFP_APP && word_state(w) != AFP_TX)
-		wrong(a, frame, AFP_WRONG_STATE, w, AFP_APP, word_state(w));
 }
 
 static void see_pool(struct auditor *a, struct afp_pool *p)
@@ -54,10 +52,13 @@ static void see_pool(struct auditor *a, struct afp_pool *p)
 	for (struct afp_post *post = atomic_load(&p->inbox); post; post = post->next) {
 		for (uint32_t i = 0; i < post->n; i++) {
 			uint32_t frame = (uint32_t)post->entry[i];
-			/* A lost race leaves a second post behind, which the owner will refuse: only live ones count. */
-			if (frame < a->t->nframes && atomic_load(&a->t->returned[frame]) == (uint16_t)(post->entry[i] >> 32) &&
-			    a->place[frame] != INBOX)
-				see(a, frame, INBOX, p->id);
+			uint16_t gen = (uint16_t)(post->entry[i] >> 32);
+			/* A lost race leaves a post behind, which the owner will refuse: only live ones count. */
+			if (frame >= a->t->nframes || a->place[frame] == INBOX || atomic_load(&a->t->returned[frame]) != gen ||
+			    word_gen(word_load(a->t, frame)) != gen ||
+			    word_state(word_load(a->t, frame)) != (enum afp_state)(post->entry[i] >> 48))
+				continue;
+			see(a, frame, INBOX, p->id);
 		}
 	}
 }
@@ -96,7 +97,8 @@ static void judge_frames(struct auditor *a, uint32_t *owned, uint32_t *filled, u
 		if (state == AFP_TX && holder == AFP_SEVERAL)
 			*several += tx;
 		/* A posted frame's port may be closed by now: its owner has only to take it in. */
-		if (a->place[f] != INBOX && (state == AFP_FILL || (state == AFP_TX && holder != AFP_SEVERAL)) && !t->ports[holder])
+		if (a->place[f] != INBOX && (state == AFP_FILL || (state == AFP_TX && holder != AFP_SEVERAL)) &&
+		    (holder >= AFP_MAX_PORTS || !t->ports[holder]))
 			wrong(a, f, AFP_WRONG_HOLDER, w, 0, holder);
 	}
 }

@@ -88,6 +88,8 @@ static int recycle(struct afp_engine *e, bool refill, uint32_t *work)
 		struct afp_port *port = e->port[i];
 		uint32_t want;
 
+		if (refill && port->pool && unlikely(afp_pool_bind(port->pool)))
+			return AFP_WRONG_THREAD;
 		*work += afp_port_complete(port, 2 * e->batch);
 		want = refill ? port_fill_want(port) : 0;
 		if (want && afp_port_fill(port, want) < 0)
@@ -314,6 +316,9 @@ int afp_engine_poll(struct afp_engine *e, uint64_t deadline_ns)
 		uint32_t work = 0, room, n = 0;
 		int why;
 
+		/* Under load every call has a batch, and settle() is never reached. */
+		if (unlikely(atomic_load_explicit(&e->stop, memory_order_relaxed)))
+			return AFP_RAN_STOP;
 		if (recycle(e, true, &work))
 			return AFP_RAN_WRONG_THREAD;
 		room = any_room(e);

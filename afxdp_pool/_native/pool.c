@@ -153,7 +153,8 @@ static bool accept_post(struct afp_pool *p, uint64_t entry)
 /* Take the whole inbox. Owner thread, or the holder of the table's lock once the pool is detached. */
 static uint32_t collect(struct afp_pool *p, void (*keep)(struct afp_pool *, uint32_t))
 {
-	struct afp_post *post = atomic_load_explicit(&p->inbox, memory_order_relaxed);
+	/* Not relaxed: a pool that closes sets `life`, then looks here, as afp_pool_destroy() explains. */
+	struct afp_post *post = atomic_load(&p->inbox);
 	uint32_t home = 0;
 
 	if (!post)
@@ -202,6 +203,7 @@ static bool refill(struct afp_pool *p)
 		return true;
 	}
 	bump(&p->stat[S_EMPTY], 1);
+	spill_flush(p); /* idle frames of ours must not be missing from the Umem now */
 
 	n = AFP_REFILL;
 	if (p->quota) {
@@ -279,11 +281,13 @@ struct afp_pool *afp_pool_create(struct afp_table *t, uint32_t ring_size, uint32
 		errno = id < AFP_MAX_POOLS ? ENOMEM : EMFILE;
 		return NULL;
 	}
-	if (!t->pools[id])
+	/* A reused struct keeps its inbox, table and id: a late producer may be looking at them. */
+	if (!t->pools[id]) {
 		memset(p, 0, sizeof(*p));
-	/* A reused struct keeps its inbox: it is empty, and a late producer may be looking at it. */
-	p->table = t;
-	p->id = id;
+		p->table = t;
+		p->id = id;
+		t->pools[id] = p;
+	}
 	p->quota = quota;
 	p->ncache = p->nspill = p->ring_head = p->ring_tail = 0;
 	p->ring = ring;
@@ -296,7 +300,6 @@ struct afp_pool *afp_pool_create(struct afp_table *t, uint32_t ring_size, uint32
 	atomic_store(&p->owner, 0);
 	atomic_store(&p->owner_tid, 0);
 	atomic_store(&p->life, AFP_LIVE);
-	t->pools[id] = p;
 	pthread_mutex_unlock(&t->lock);
 	return p;
 }
@@ -311,6 +314,10 @@ int afp_pool_bind(struct afp_pool *p)
 		return 0;
 	if (!atomic_compare_exchange_strong(&p->owner, &nobody, self))
 		return AFP_WRONG_THREAD;
+	if (unlikely(atomic_load(&p->life) != AFP_LIVE)) {
+		atomic_store(&p->owner, 0); /* it was closed while we looked */
+		return AFP_CLOSED;
+	}
 	atomic_store(&p->owner_tid, (int)syscall(SYS_gettid));
 	return 0;
 }
@@ -381,10 +388,10 @@ int afp_pool_destroy(struct afp_pool *p)
 	if (err)
 		return err;
 	/* From here nothing enters the cache: there is no owner any more. A producer posts, then looks at `life`; we set
-	 * `life`, then look at the inbox: one of the two sees the other. */
+	 * `life`, then look at the inbox: one of the two sees the other. `life` first: nobody can bind it in between. */
+	atomic_store(&p->life, AFP_DETACHED);
 	atomic_store(&p->owner_tid, 0);
 	atomic_store(&p->owner, 0);
-	atomic_store(&p->life, AFP_DETACHED);
 	pthread_mutex_lock(&p->table->lock);
 	reap_locked(p);
 	pthread_mutex_unlock(&p->table->lock);

@@ -150,6 +150,33 @@ static inline bool owned_by(const struct afp_pool *p, uintptr_t self)
 	return atomic_load_explicit(&p->owner, memory_order_relaxed) == self;
 }
 
+/* The word of a frame that only its holder, or only one port's TX, has: everything but the generation. */
+static inline uint64_t word_in_app(const struct afp_pool *p)
+{
+	return word_make(0, 0, AFP_APP, p->id, 0, 1);
+}
+static inline uint64_t word_in_tx(const struct afp_pool *p, uint32_t port)
+{
+	return word_make(0, port, AFP_TX, p->id, 1, 1);
+}
+
+/*
+ * The common case of a return, in one comparison: the frame is this thread's pool's, nobody else has a reference, nobody has
+ * posted it, and the cache has room. `expected` is its whole word. False: nothing was done, take the long way.
+ */
+static inline bool afp_recycle_direct(struct afp_table *t, struct afp_box *box, uint32_t frame, uint64_t w, uint64_t expected)
+{
+	struct afp_pool *p = box->mine;
+
+	if (unlikely(w != expected || p->ncache == AFP_CACHE ||
+		     atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == word_gen(w)))
+		return false;
+	word_store(t, frame, word_make(word_gen(w), 0, AFP_POOL, p->id, 0, 0));
+	p->cache[p->ncache++] = frame;
+	box->cached++;
+	return true;
+}
+
 /*
  * The last reference to a frame was given back: send it home. In the owner's thread that is the transition itself;
  * elsewhere it is a post to the owner. `from` is the state the frame is in.

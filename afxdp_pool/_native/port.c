@@ -157,6 +157,9 @@ static enum afp_reason back_from_tx(struct afp_port *port, struct afp_box *box, 
 	struct afp_table *t = port->table;
 	uint64_t w = word_load(t, frame), next;
 
+	if (likely(box->mine &&
+		   afp_recycle_direct(t, box, frame, w, word_in_tx(box->mine, port->id) | (w & AFP_GEN_MASK))))
+		return AFP_OK;
 	if (unlikely(word_state(w) != AFP_TX))
 		return AFP_NOT_HELD;
 	if (likely(word_holder(w) == port->id))

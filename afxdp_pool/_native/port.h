@@ -118,7 +118,7 @@ static inline uint32_t port_fill_want(const struct afp_port *port)
 
 	if (in >= port->fill_level)
 		return 0;
-	return port->fill_level - in >= AFP_REFILL || in < port->fill_level / 2 ? port->fill_level - in : 0;
+	return port->fill_level - in >= AFP_REFILL || in <= port->fill_level / 2 ? port->fill_level - in : 0;
 }
 
 #endif

@@ -90,6 +90,9 @@ uint32_t afp_put(struct afp_table *t, const struct afp_desc *descs, uint32_t n, 
 		if (likely(frame != AFP_NO_FRAME)) {
 			uint64_t w = word_load(t, frame);
 
+			if (likely(box.mine && afp_recycle_direct(t, &box, frame, w,
+								  word_in_app(box.mine) | (uint64_t)descs[i].gen << AFP_GEN_SHIFT)))
+				continue;
 			for (;;) {
 				reason = held(w, descs[i].gen);
 				if (unlikely(reason != AFP_OK))

@@ -15,7 +15,7 @@ STEP, POINTS = 0.5, 240
 #: What the kernel counts of a socket as lost, and in which words.
 CAUSES = {
     "rx_ring_full": "RX ring full",
-    "rx_dropped": "no frame in FILL, or too long for one",
+    "rx_dropped": "no frame or too long",
     "rx_invalid_descs": "bad FILL entry",
     "tx_invalid_descs": "bad TX entry",
 }

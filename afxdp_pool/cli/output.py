@@ -139,21 +139,20 @@ def troubles(report: Report) -> list[str]:
     """What did not go its way, by port and cause; what the filter let pass is among it."""
     lines = []
     for port in report.ports:
+        name = port.name.split(" in namespace ")[0]
         if lost := losses(port.kernel):
-            causes = ", ".join(f"{count:,} {cause}" for cause, count in lost.items())
-            lines.append(f"{port.name}: dropped by the kernel: {causes}")
+            lines += [f"{name}: kernel dropped {count:,}: {cause}" for cause, count in lost.items()]
         if port.kernel.rx_fill_ring_empty_descs:
-            lines.append(f"{port.name}: FILL was found empty {port.kernel.rx_fill_ring_empty_descs:,} times")
-        bad = {name: getattr(port.stats, name) for name in ("rx_bad", "completion_bad", "tx_errors")}
-        if any(bad.values()):
-            lines.append(f"{port.name}: " + ", ".join(f"{name} {count:,}" for name, count in bad.items() if count))
-    programs = {port.info.netdev if port.info else port.name: port.program for port in report.ports if port.program}
+            lines.append(f"{name}: FILL found empty {port.kernel.rx_fill_ring_empty_descs:,} times")
+        bad = {field: getattr(port.stats, field) for field in ("rx_bad", "completion_bad", "tx_errors")}
+        lines += [f"{name}: {field} {count:,}" for field, count in bad.items() if count]
+    programs = {port.name.split(" queue ")[0]: port.program for port in report.ports if port.program}
     for netdev, counters in programs.items():
-        for field, why in (("passed_filter", "no rule wanted them"), ("passed_no_socket", "their queue has no socket")):
+        for field, why in (("passed_filter", "no rule wanted them"), ("passed_no_socket", "no socket on their queue")):
             if counters.get(field):
-                lines.append(f"{netdev}: {counters[field]:,} packets left to the kernel's stack: {why}")
+                lines.append(f"{netdev}: left to the kernel's stack {counters[field]:,}: {why}")
     if report.engine.refused:
-        lines.append(f"{report.engine.refused:,} packets dropped: they could not be sent")
+        lines.append(f"could not be sent, dropped here {report.engine.refused:,}")
     return lines
 
 

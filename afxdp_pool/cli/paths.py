@@ -22,7 +22,7 @@ from afxdp_pool import netdev as netdevs
 from afxdp_pool.cli import arguments, traffic
 from afxdp_pool.cli.meter import Meter
 from afxdp_pool.cli.notices import Notices
-from afxdp_pool.cli.output import Outcome, Proof, document, summary
+from afxdp_pool.cli.output import Outcome, Proof, document, sentence, summary
 from afxdp_pool.cli.views import View, choose_view
 from afxdp_pool.errors import LinkGoneError, NoSuchInterfaceError, NoSuchNamespaceError
 
@@ -106,9 +106,7 @@ def open_path(args: argparse.Namespace) -> ap.Forwarder:
         return ap.reflect(args.interface, swap_mac=args.swap_mac, options=options)
     if args.command == "forward":
         rewrite = ap.Rewrite(swap=args.swap_mac, dst=args.set_dst, src=args.set_src)
-        return ap.forward(
-            args.interface, args.output, both_ways=args.both_ways, rewrite=rewrite, options=options
-        )
+        return ap.forward(args.interface, args.output, both_ways=args.both_ways, rewrite=rewrite, options=options)
     template, number = traffic.template(args)
     return ap.transmit(args.interface, template, count=number, rate=args.rate, options=options)
 
@@ -131,28 +129,30 @@ def run(args: argparse.Namespace) -> int:
         AfXdpError, OSError: it could not begin. KeyboardInterrupt: aborted.
     """
     with Notices(aloud=not args.quiet) as notices, Signals() as signals:
+        # Once its sockets are open packets come in, so everything else is made before.
+        look, view = _presence(args), choose_view(args, notices)
         with open_path(args) as forwarder:
-            view = choose_view(args, forwarder, notices)
             try:
-                error = _watch(args, forwarder, view, signals)
+                error = _watch(args, forwarder, view, look, signals)
             finally:
                 signals.stops(None)
             report, proof = forwarder.snapshot(), prove(forwarder)
         if isinstance(error, BrokenPipeError):
             raise error
-        outcome = Outcome(report, proof, _reason(args, signals, error), error and str(error), tuple(notices.all))
+        said = sentence(error, args.interface) if error else None
+        outcome = Outcome(report, proof, _reason(args, signals, error), said, tuple(notices.all))
         return _finish(args, outcome, error)
 
 
 def _watch(
-    args: argparse.Namespace, forwarder: ap.Forwarder, view: View, signals: Signals
+    args: argparse.Namespace, forwarder: ap.Forwarder, view: View, look: Callable[[], None], signals: Signals
 ) -> BaseException | None:
     """Run and show until it ends. Returns what ended it, if that was an error."""
-    meter, look = Meter(), _presence(args)
+    meter = Meter()
     with Worker(forwarder, args.duration) as worker:
         signals.stops(forwarder)
         try:
-            with view:
+            with view.of(forwarder):
                 looked = time.monotonic()
                 while not worker.done.wait(view.every):
                     now = time.monotonic()

@@ -23,6 +23,10 @@ class View:
 
     every = 0.5
 
+    def of(self, forwarder: ap.Forwarder) -> Self:
+        """Say what it will show; before `with`."""
+        return self
+
     def __enter__(self) -> Self:
         return self
 
@@ -51,7 +55,7 @@ class Lines(View):
         print(progress(self._command, report, rates), file=self._stream, flush=True)
 
 
-def choose_view(args: argparse.Namespace, forwarder: ap.Forwarder, notices: Notices) -> View:
+def choose_view(args: argparse.Namespace, notices: Notices) -> View:
     """The screen on a terminal; lines when stdout is something else, or is for the document; nothing if so wanted."""
     if args.quiet:
         return View()
@@ -61,4 +65,4 @@ def choose_view(args: argparse.Namespace, forwarder: ap.Forwarder, notices: Noti
         return Lines(args.command, sys.stdout)
     from afxdp_pool.cli.screen import Screen
 
-    return Screen(args, forwarder, notices)
+    return Screen(args, notices)

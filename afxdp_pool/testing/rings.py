@@ -84,10 +84,9 @@ class FakeKernel:
             raise ConfigError("the port has moved frames already", hint="preset the indices of a new port")
         for ring in range(4):
             native.mock[ring].producer = native.mock[ring].consumer = index
-        for producer in (native.fill, native.tx):
-            size = int(native.mock[_FILL if producer == native.fill else _TX].size)
+        for producer, ring in ((native.fill, _FILL), (native.tx, _TX)):
             producer.cached_prod = index
-            producer.cached_cons = (index + size) & _U32  # libxdp keeps it one ring size ahead
+            producer.cached_cons = (index + native.mock[ring].size) & _U32  # libxdp keeps it one ring size ahead
         for consumer in (native.rx, native.comp):
             consumer.cached_prod = consumer.cached_cons = index
 
