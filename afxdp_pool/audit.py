@@ -71,9 +71,7 @@ class Audit:
 
     def __str__(self) -> str:
         where = ", ".join(f"{name} {getattr(self, name)}" for name in STATES)
-        return f"{self.frames} frames: {where}; " + (
-            "all accounted for" if self.ok else f"{self.wrong} WRONG"
-        )
+        return f"{self.frames} frames: {where}; " + ("all accounted for" if self.ok else f"{self.wrong} WRONG")
 
 
 def audit_table(table: Any) -> Audit:
@@ -87,7 +85,8 @@ def audit_table(table: Any) -> Audit:
             problems.append(_COUNTS[item.what].format(item.frame, item.expected, item.found))
         else:
             problems.append(f"frame {item.frame} {_WRONG[item.what]} ({describe_word(item.word)})")
-    return Audit(out.nframes, *list(out.state), out.inbox, tuple(problems), out.nwrong)
+    states = dict(zip(STATES, out.state, strict=True))
+    return Audit(frames=out.nframes, **states, inbox=out.inbox, problems=tuple(problems), wrong=out.nwrong)
 
 
 def describe_word(word: int) -> str:

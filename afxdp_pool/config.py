@@ -83,7 +83,7 @@ class PortConfig:
         fill_level: frames to keep with the kernel for receiving. More than a few thousand cost cache misses.
         mode: ``"zero-copy"`` and ``"copy"`` demand, ``"auto"`` takes the best the driver has.
         need_wakeup: let the kernel say when it must be woken, instead of waking it always.
-        tx_budget: packets one kick may send in copy mode, where the kernel can be told (Linux >= 6.17); 0 leaves its 32.
+        tx_budget: packets one kick may send in copy mode, where the kernel can be told (Linux >= 6.17); 0: its own 32.
         receive: attach to the netdev's queue for receiving. A port that only sends takes no packets from the kernel;
             it still keeps a few frames in FILL, since some drivers stall without.
         transmit: whether the port sends.
@@ -122,9 +122,7 @@ class PortConfig:
         if self.mode not in ("auto", "copy", "zero-copy"):
             raise ConfigError(f"mode {self.mode!r} is unknown", hint='choose "auto", "copy" or "zero-copy"')
         if not (self.receive or self.transmit):
-            raise ConfigError(
-                "a port that neither receives nor sends is of no use", hint="set receive or transmit"
-            )
+            raise ConfigError("a port that neither receives nor sends is of no use", hint="set receive or transmit")
 
     @property
     def frames_needed(self) -> int:

@@ -156,6 +156,4 @@ class LabError(AfXdpError):
 
 def need_extra(extra: str, module: str) -> MissingExtraError:
     """The error for an optional import that failed; names the extra to install."""
-    return MissingExtraError(
-        f"{module} is not installed", hint=f"install it with: pip install 'afxdp-pool[{extra}]'"
-    )
+    return MissingExtraError(f"{module} is not installed", hint=f"install it with: pip install 'afxdp-pool[{extra}]'")

@@ -104,8 +104,8 @@ class Forwarder:
 
     Args:
         ports: numbered 0, 1, ... as given; on one Umem.
-        routes: what becomes of each port's packets, by port number. A port with no route only sends: nothing is received
-            on it. Not with a handler, which gets the packets of every port that receives.
+        routes: what becomes of each port's packets, by port number. A port with no route only sends: it
+            receives nothing. Not with a handler, which gets the packets of every port that receives.
         handler: ``def handle(batch) -> verdicts``, called for each batch; see `afxdp_pool.handlers`.
         batch: most packets in a round, 1 to 1024.
         spin: rounds without work before the worker sleeps.
@@ -132,9 +132,7 @@ class Forwarder:
             raise ConfigError("a forwarder needs a port")
         self.umem = self.ports[0].pool.umem
         if any(port.pool.umem is not self.umem for port in self.ports):
-            raise ConfigError(
-                "the ports of a forwarder share one Umem", hint="make their pools on the same Umem"
-            )
+            raise ConfigError("the ports of a forwarder share one Umem", hint="make their pools on the same Umem")
         self._engine = lib.afp_engine_new(self.umem.table, self.batch, spin)
         if self._engine == ffi.NULL:
             raise AfXdpError(doing="making an event descriptor", errno=ffi.errno)
@@ -160,7 +158,9 @@ class Forwarder:
             if route is None:
                 continue
             if route.verdict != DROP and route.verdict != TX and not FORWARD(0) <= route.verdict <= FORWARD(63):
-                raise ConfigError(f"the route of port {index} has verdict {route.verdict}; use DROP, TX or FORWARD(port)")
+                raise ConfigError(
+                    f"the route of port {index} has verdict {route.verdict}; use DROP, TX or FORWARD(port)"
+                )
             target = index if route.verdict == TX else route.verdict & 0x7F
             if route.verdict != DROP and (target >= len(self.ports) or not self.ports[target].config.transmit):
                 raise ConfigError(f"the route of port {index} leads to port {target}, which cannot send")
@@ -182,13 +182,9 @@ class Forwarder:
                 f"a packet of {longest} bytes does not fit a frame", hint=f"frames here take {room} bytes"
             )
         if count < 0 or rate < 0:
-            raise ConfigError(
-                "count and rate are not negative", hint="0 means without end, as fast as can be"
-            )
+            raise ConfigError("count and rate are not negative", hint="0 means without end, as fast as can be")
         data = ffi.new("uint8_t[]", b"".join(template.packets))
-        offsets = ffi.new(
-            "uint32_t[]", [0, *np.cumsum([len(packet) for packet in template.packets]).tolist()]
-        )
+        offsets = ffi.new("uint32_t[]", [0, *np.cumsum([len(packet) for packet in template.packets]).tolist()])
         generator = ffi.new(
             "struct afp_generator *",
             {
@@ -228,7 +224,7 @@ class Forwarder:
         """The pools its ports fill from."""
         return list(dict.fromkeys(port.pool for port in self.ports))
 
-    # Running ----------------------------------------------------------------------------------------------------------
+    # Running ----------------------------------------------------------------------------------------------------
 
     def run(
         self,
@@ -291,7 +287,7 @@ class Forwarder:
             bad = lib.afp_engine_dispatch(engine)
             if bad:
                 raise VerdictError(
-                    f"the handler returned {bad} verdicts that lead to no port that can send; their packets were dropped",
+                    f"the handler returned {bad} verdicts that lead to no port that sends; their packets were dropped",
                     hint=f"this forwarder's ports are 0 to {len(ports) - 1}",
                 )
             if engine.packet_limit and engine.received >= engine.packet_limit:
@@ -340,7 +336,7 @@ class Forwarder:
             raise failure
         return self.snapshot()
 
-    # Looking ------------------------------------------------------------------------------------------------------------
+    # Looking ----------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> Report:
         """What happened so far: every counter, and where the frames are. Concurrency: any thread."""

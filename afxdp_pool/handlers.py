@@ -29,7 +29,7 @@ PacketHandler: TypeAlias = Callable[[Bytes], int]
 _FORWARD = 0x80
 
 
-def FORWARD(port: int) -> int:  # noqa: N802 - a verdict, written like the others
+def FORWARD(port: int) -> int:
     """The verdict that sends a packet out of the forwarder's port number `port`, counted from 0 as it was given them.
 
     Raises:

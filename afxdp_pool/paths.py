@@ -1,7 +1,7 @@
 """The three paths of the product, ready made: drop, forward (and reflect), tx; and the handler's way.
 
-Each function opens what it needs (a Umem, a pool, ports, XDP programs) and returns a `Forwarder` that owns all of it and
-closes it again. On an error nothing is left behind.
+Each function opens what it needs (a Umem, a pool, ports, XDP programs) and returns a `Forwarder` that owns all of it
+and closes it again. On an error nothing is left behind.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Options:
     frame_size: int = 4096
     huge_pages: bool = False
     batch: int = 64
-    port: PortConfig = PortConfig()
+    port: PortConfig = PortConfig()  # noqa: RUF009 - frozen
     rules: Sequence[Rule] = ()
     xdp_mode: Literal["auto", "native", "generic"] = "auto"
     attach: Literal["auto", "link", "libxdp"] = "auto"
@@ -72,7 +72,7 @@ class _Place:
     config: PortConfig
 
 
-def drop(netdev: str, *, options: Options = Options()) -> Forwarder:  # noqa: B008 - frozen
+def drop(netdev: str, *, options: Options = Options()) -> Forwarder:
     """Receive on `netdev`, count, recycle.
 
     Raises:
@@ -82,7 +82,7 @@ def drop(netdev: str, *, options: Options = Options()) -> Forwarder:  # noqa: B0
     return _open(places, {index: Route(DROP) for index in range(len(places))}, options)
 
 
-def reflect(netdev: str, *, swap_mac: bool = True, options: Options = Options()) -> Forwarder:  # noqa: B008
+def reflect(netdev: str, *, swap_mac: bool = True, options: Options = Options()) -> Forwarder:
     """Receive on `netdev` and send every packet back out of it, its MAC addresses swapped.
 
     Raises:
@@ -99,7 +99,7 @@ def forward(
     *,
     both_ways: bool = False,
     rewrite: Rewrite = Rewrite(),  # noqa: B008
-    options: Options = Options(),  # noqa: B008
+    options: Options = Options(),
 ) -> Forwarder:
     """Receive on `source`, send out of `target`; with `both_ways` the other way round as well.
 
@@ -136,7 +136,7 @@ def transmit(
     *,
     count: int = 0,
     rate: float = 0.0,
-    options: Options = Options(),  # noqa: B008
+    options: Options = Options(),
 ) -> Forwarder:
     """Send `packets` out of `netdev`, in turn, `count` in all at `rate` a second (0: no end, as fast as it goes).
 
@@ -155,7 +155,7 @@ def transmit(
     return forwarder
 
 
-def handle(netdevs: Sequence[str], handler: Handler, *, options: Options = Options()) -> Forwarder:  # noqa: B008
+def handle(netdevs: Sequence[str], handler: Handler, *, options: Options = Options()) -> Forwarder:
     """Receive on every device of `netdevs`, and do with each packet what `handler` says.
 
     Ports are numbered device by device, queue by queue; `FORWARD(n)` sends out of port n.

@@ -85,7 +85,9 @@ def draw_umem(recordings: Sequence[Recorder], path: str | Path, heading: str = "
         _draw_one(recording, axes[0][column], axes[1][column], colours, norm)
     axes[0][0].set_ylabel("frame")
     axes[1][0].set_ylabel("share of frames")
-    handles = [Patch(facecolor=COLOURS[state], edgecolor="#888888", linewidth=0.4, label=_LABELS[state]) for state in STATES]
+    handles = [
+        Patch(facecolor=COLOURS[state], edgecolor="#888888", linewidth=0.4, label=_LABELS[state]) for state in STATES
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(STATES), frameon=False, fontsize=9)
     figure.suptitle(heading, x=0.01, ha="left", fontsize=14, fontweight="bold")
     figure.savefig(path, dpi=150)

@@ -88,6 +88,10 @@ class Port:
     Source of the rules: Documentation/networking/af_xdp.rst, net/xdp/xsk.c.
     """
 
+    _netns: str | None
+    _port: Any
+    _program: XdpProgram | None
+
     def __init__(
         self,
         pool: FramePool,
@@ -98,8 +102,7 @@ class Port:
         netns: str | None = None,
         program: XdpProgram | None = None,
     ) -> None:
-        self._prepare(pool, netdev, queue, config or PortConfig())
-        self._netns = netns
+        self._prepare(pool, netdev, queue, config or PortConfig(), netns)
         where = check_place(netdev, queue, netns)
         self._driver = where.driver
         self._require_frames()
@@ -134,15 +137,15 @@ class Port:
         pool.umem._ports.add(self)
         return self
 
-    def _prepare(self, pool: FramePool, netdev: str, queue: int, config: PortConfig) -> None:
+    def _prepare(self, pool: FramePool, netdev: str, queue: int, config: PortConfig, netns: str | None = None) -> None:
         self.pool = pool
         self.netdev = netdev
         self.queue = queue
         self.config = config
-        self._netns: str | None = None
+        self._netns = netns
         self._driver = ""
-        self._port: Any = None
-        self._program: XdpProgram | None = None
+        self._port = None
+        self._program = None
         self._borrowed = False
         self._last: PortStats | None = None
         self._last_kernel = KernelStats()
@@ -225,7 +228,7 @@ class Port:
             )
         elif code == errno.EBUSY:
             kind = QueueBusyError
-            hint = "another AF_XDP socket is bound to this queue: end that program (ss --xdp -p shows it) or use another queue"
+            hint = "another AF_XDP socket has this queue: end its program (ss --xdp -p shows it) or use another queue"
         elif code == errno.ENODEV:
             kind, hint = NoSuchInterfaceError, "the interface went away while it was opened"
         elif code == errno.ENETDOWN:
@@ -330,9 +333,7 @@ class Port:
         """
         refused = ffi.new("struct afp_refusals *")
         descs = descriptors(batch, self.pool.umem)
-        sent = lib.afp_port_transmit(
-            self.native, ffi.from_buffer("struct afp_desc[]", descs), len(descs), refused
-        )
+        sent = lib.afp_port_transmit(self.native, ffi.from_buffer("struct afp_desc[]", descs), len(descs), refused)
         self.kick()
         if refused.n:
             raise_refused(refused, sent, f"{self.name}: transmit")
@@ -396,7 +397,7 @@ def link_gone(port: Port, code: int) -> AfXdpError:
         subject=port.name,
         doing="sending",
         errno=code,
-        hint=f"the interface is down or was deleted; bring it up (ip link set {port.netdev} up) and open the port again",
+        hint=f"it is down or was deleted; bring it up (ip link set {port.netdev} up) and open the port again",
     )
 
 
@@ -431,9 +432,7 @@ def _place_key(netdev: str, netns: str | None) -> tuple[int, str]:
     return os.stat(path).st_ino, netdev
 
 
-def borrow_program(
-    netdev: str, netns: str | None, *, rules: tuple[Rule, ...] = (), **options: Any
-) -> XdpProgram:
+def borrow_program(netdev: str, netns: str | None, *, rules: tuple[Rule, ...] = (), **options: Any) -> XdpProgram:
     """The program of `netdev`, attached with these options if no port of this process has done so yet.
 
     Raises:

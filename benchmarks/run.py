@@ -2,8 +2,8 @@
 
     sudo .venv/bin/python -m benchmarks.run --rounds 7 --output benchmarks/results/NAME.json
 
-Each round runs every engine once on the same two veth pairs: the source floods on CPU 0, the engine is on CPU 1. Forward
-is counted at the far end by the sink's XDP program, drop by the kernel as what was redirected to the socket minus what
+Each round runs every engine once on the same two veth pairs: the source floods on CPU 0, the engine runs on CPU 1. Forward is
+counted at the far end by the sink's XDP program, drop by the kernel as what was redirected to the socket minus what
 the socket's statistics say was dropped. Machines are shared and noisy: the result is the median of the rounds' ratios.
 """
 

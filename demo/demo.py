@@ -80,7 +80,7 @@ def main() -> int:
             kernel = report.ports[0].kernel
             lost = kernel.rx_dropped + kernel.rx_ring_full
             say(f"    source:  {sent.delivered:,} packets in {sent.seconds:.2f} s, {sent.rate / 1e6:.2f} Mpps")
-            say(f"    engine:  {report.received:,} received and recycled; {lost:,} dropped by the kernel, which counted them")
+            say(f"    engine:  {report.received:,} received and recycled; {lost:,} dropped and counted by the kernel")
             say(f"    adds up: {report.received + lost == sent.delivered}")
             settle(forwarder, recording)
             recordings.append(recording)
@@ -92,13 +92,16 @@ def main() -> int:
             ap.forward(left.near.name, right.near.name, options=options) as forwarder,
             Source(left.far) as source,
         ):
-            report, recording = watch(forwarder, "forward", seconds, lambda: source.start(rate=rate, seconds=seconds - 0.6))
+            report, recording = watch(
+                forwarder, "forward", seconds, lambda: source.start(rate=rate, seconds=seconds - 0.6)
+            )
             sent = source.wait(10)
             seen = sink.report()
-            say(f"    source:  {sent.delivered:,} packets; engine forwarded {report.sent:,}, {report.completed:,} completions")
+            say(f"    source:  {sent.delivered:,} packets")
+            say(f"    engine:  {report.sent:,} forwarded, {report.completed:,} completed")
             say(
-                f"    sink:    {seen.packets:,} packets: lost {seen.missing(sent.delivered)}, duplicate {seen.duplicate}, "
-                f"reordered {seen.reordered}, corrupt {seen.corrupt}"
+                f"    sink:    {seen.packets:,} packets: lost {seen.missing(sent.delivered)}, "
+                f"duplicate {seen.duplicate}, reordered {seen.reordered}, corrupt {seen.corrupt}"
             )
             settle(forwarder, recording)
             recordings.append(recording)
@@ -110,8 +113,10 @@ def main() -> int:
             report, recording = watch(forwarder, "tx", seconds, lambda: None)
             dropped = right.near.counters().get("tx_dropped", 0)
             seen = sink.wait(report.sent - dropped)
-            say(f"    engine:  {report.sent:,} sent, {report.completed:,} completed, {report.sent / report.seconds / 1e6:.2f} Mpps")
-            say(f"    sink:    {seen.packets:,} packets, corrupt {seen.corrupt}; {dropped:,} dropped by the link, which counted them")
+            say(f"    engine:  {report}")
+            say(
+                f"    sink:    {seen.packets:,} packets, corrupt {seen.corrupt}; {dropped:,} dropped and counted by the link"
+            )
             settle(forwarder, recording)
             recordings.append(recording)
     draw_umem(recordings, arguments.output, "Where every frame of the UMEM is")

@@ -11,7 +11,10 @@ with Lab() as lab:
     # A number counted up at byte 50 of each packet, and the UDP checksum at byte 40 that covers it.
     template = ap.Template((packets.build(128, addresses=addresses),), sequence_at=50, checksum_at=40)
     options = ap.Options(netns=lab.engine_netns)
-    with Sink(pair.far) as sink, ap.transmit(pair.near.name, template, count=50_000, rate=50_000, options=options) as tx:
+    with (
+        Sink(pair.far) as sink,
+        ap.transmit(pair.near.name, template, count=50_000, rate=50_000, options=options) as tx,
+    ):
         print(tx.run())
         seen = sink.wait(50_000)
         print(f"far end: {seen.unique} packets, {seen.lost} lost, {seen.corrupt} corrupt")

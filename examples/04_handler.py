@@ -33,5 +33,6 @@ for name, handler in (("batch", every_second_flow), ("packet", ap.per_packet(fir
             source.start(count=20_000, rate=20_000)
             report = forwarder.run(packets=20_000, duration=10)
             seen = sink.wait(report.engine.forwarded)
-            print(f"{name}: {report.engine.forwarded} forwarded, {report.engine.dropped} dropped; flows {list(seen.flows)}")
+            done = report.engine
+            print(f"{name}: {done.forwarded} forwarded, {done.dropped} dropped; flows {list(seen.flows)}")
             print(forwarder.audit().check())

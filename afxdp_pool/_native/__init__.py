@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 try:
-    from afxdp_pool._native import _ffi
+    from afxdp_pool._native import _ffi  # type: ignore[attr-defined]
 except ImportError as error:  # pragma: no cover - only in a broken installation
     raise ImportError(
         f"afxdp_pool's compiled part is missing or does not load ({error}). "

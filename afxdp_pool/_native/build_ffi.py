@@ -24,7 +24,9 @@ PACKAGES = {
 def pkg_config(*arguments: str) -> list[str]:
     """Ask pkg-config, or leave with a sentence that names the package to install."""
     if shutil.which("pkg-config") is None:
-        sys.exit("afxdp-pool: pkg-config is missing. Debian/Ubuntu: apt install pkg-config; Fedora: dnf install pkgconf")
+        sys.exit(
+            "afxdp-pool: pkg-config is missing. Debian/Ubuntu: apt install pkg-config; Fedora: dnf install pkgconf"
+        )
     for name, (apt, dnf) in PACKAGES.items():
         if subprocess.run(["pkg-config", "--exists", name], check=False).returncode != 0:
             sys.exit(f"afxdp-pool: {name} is missing. Debian/Ubuntu: apt install {apt}; Fedora/RHEL: dnf install {dnf}")

@@ -93,13 +93,22 @@ def frame_map(states: npt.NDArray[np.uint8], columns: int, rows: int, *, colour:
     if not colour:
         letters = "".join(STATE_LETTERS[STATES[state]] for state in chosen)
         return [[(letters[at : at + columns], "")] for at in range(0, len(letters), columns)], step
-    colours = [STATE_COLOURS[STATES[state]] for state in chosen]
+    kinds = [STATES[state] for state in chosen]
     lines = []
-    for at in range(0, len(colours), 2 * columns):
-        upper, lower = colours[at : at + columns], colours[at + columns : at + 2 * columns]
-        lower += [0] * (len(upper) - len(lower))
-        lines.append(_merge(("▀", f"{a};{b + 10}" if b else str(a)) for a, b in zip(upper, lower, strict=True)))
+    for at in range(0, len(kinds), 2 * columns):
+        upper, lower = kinds[at : at + columns], kinds[at + columns : at + 2 * columns]
+        lower += [""] * (len(upper) - len(lower))
+        lines.append(_merge(_cell(top, bottom) for top, bottom in zip(upper, lower, strict=True)))
     return lines, step
+
+
+def _cell(top: str, bottom: str) -> Piece:
+    """Two frames in one character. Those no pool owns are dots, so that the others stand out."""
+    if bottom in ("umem", ""):
+        return ("·", DIM) if top == "umem" else ("▀", str(STATE_COLOURS[top]))
+    if top == "umem":
+        return "▄", str(STATE_COLOURS[bottom])
+    return "▀", f"{STATE_COLOURS[top]};{STATE_COLOURS[bottom] + 10}"
 
 
 def _merge(pieces: Iterable[Piece]) -> Line:

@@ -41,17 +41,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(args: argparse.Namespace) -> int:
+    # Each with its imports only when it is called for.
     if args.command == "doctor":
-        from afxdp_pool.cli import doctor
-
-        return doctor.run(args)
-    if args.command == "clean":
-        from afxdp_pool.cli import cleaning
-
-        return cleaning.run(args)
-    from afxdp_pool.cli import paths
-
-    return paths.run(args)
+        from afxdp_pool.cli.doctor import run
+    elif args.command == "clean":
+        from afxdp_pool.cli.cleaning import run
+    else:
+        from afxdp_pool.cli.paths import run
+    return run(args)
 
 
 def _failed(error: Exception, interface: str, cause: Exception | None = None) -> int:

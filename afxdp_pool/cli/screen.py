@@ -31,7 +31,7 @@ _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J", "\x1b[?7h\x1b[?25h\x1b[?
 #: A terminal that knows how shows the picture only when it is whole.
 _BEGIN, _END = "\x1b[?2026h\x1b[H", "\x1b[J\x1b[?2026l"
 #: Stand-ins where the terminal's character set has no blocks.
-_PLAIN = str.maketrans("▁▂▃▄▅▆▇█▏▎▍▌▋▊▉▀■·", "__..--=#......:##.")
+_PLAIN = str.maketrans("▁▂▃▄▅▆▇█▏▎▍▌▋▊▉▀■·", "__..--=#||::::#'#.")
 _RX, _TX, _DONE, _GOOD = "32", "35", "36", "32"
 _RINGS = ("fill", "rx", "tx", "comp")
 #: Lines kept for what stands below the ports: pool, frames, their legend, two rows of the map, the last line.

@@ -1,0 +1,133 @@
+"""The doctor's look at one network device: what it can do, what hurts, who is on its XDP hook."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import socket
+import struct
+
+from afxdp_pool import UmemConfig, hook
+from afxdp_pool import netdev as netdevs
+from afxdp_pool.cli.doctor import Finding
+from afxdp_pool.errors import AfXdpError, NoSuchInterfaceError
+from afxdp_pool.netdev import Netdev, XdpFeature
+
+_HEADERS = 14 + 4  # Ethernet and one VLAN tag
+_SIOCETHTOOL = 0x8946
+_GRO, _TX_CHECKSUM, _FLAGS, _FLAG_LRO = 0x2B, 0x16, 0x25, 1 << 15
+
+
+def examine(name: str, netns: str | None) -> list[Finding]:
+    """All findings about the device.
+
+    Raises:
+        NoSuchNamespaceError, PrivilegeError: the namespace cannot be entered.
+    """
+    try:
+        place = netdevs.find(name, netns)
+    except NoSuchInterfaceError as error:
+        return [Finding("interface", "missing", "there is none of that name", error.hint)]
+    prefix = f"ip netns exec {netns} " if netns and not netns.startswith("/") else ""
+    found = [_up(place, prefix), _driver(place, prefix), _mtu(place, prefix), *_features(place)]
+    with netdevs.in_netns(netns):
+        found += [_hook(place), _offloads(place, prefix)]
+    if place.driver == "veth":
+        found.append(_veth())
+    return found
+
+
+def _up(place: Netdev, prefix: str) -> Finding:
+    if place.up:
+        return Finding("interface", "ok", f"up, number {place.index}")
+    return Finding("interface", "missing", "down", f"{prefix}ip link set {place.name} up")
+
+
+def _driver(place: Netdev, prefix: str) -> Finding:
+    rx, tx = place.rx_queues, place.tx_queues
+    text = f"{place.driver or 'unknown'}, {rx} receive and {tx} transmit queue{'s' if tx != 1 else ''}"
+    if rx > 1:
+        fix = f"take each (-q 0 ... -q {rx - 1}), or have one: {prefix}ethtool -L {place.name} combined 1"
+        return Finding("driver", "warn", f"{text}: packets are spread over all of them", fix)
+    return Finding("driver", "ok", text)
+
+
+def _mtu(place: Netdev, prefix: str) -> Finding:
+    longest = place.mtu + _HEADERS
+    if longest <= UmemConfig(frame_size=2048).max_packet:
+        return Finding("MTU", "ok", f"{place.mtu}: packets fit frames of 2048 and 4096 bytes")
+    most = UmemConfig(frame_size=4096).max_packet
+    if longest <= most:
+        return Finding("MTU", "ok", f"{place.mtu}: packets fit frames of 4096 bytes, not of 2048")
+    fix = f"{prefix}ip link set {place.name} mtu {most - _HEADERS}"
+    text = f"{place.mtu}: packets over {most} bytes fit no frame and are dropped"
+    return Finding("MTU", "warn", text, fix)
+
+
+def _features(place: Netdev) -> list[Finding]:
+    features = netdevs.xdp_features(place.name, place.netns)
+    if features is None:
+        return [Finding("XDP", "warn", "the kernel does not tell (before Linux 6.3); it is tried when a port opens")]
+    flags = features.flags
+    if not flags & XdpFeature.BASIC or not flags & XdpFeature.REDIRECT:
+        found = [Finding("XDP", "warn", "not in this driver: generic mode only, which is slower")]
+    else:
+        found = [Finding("XDP", "ok", "native: " + ", ".join(flag.name or "" for flag in flags).lower())]
+    if flags & XdpFeature.XSK_ZEROCOPY:
+        return [*found, Finding("zero-copy", "ok", f"yes, {features.zc_max_segments or 1} segments")]
+    return [*found, Finding("zero-copy", "warn", "not in this driver: copy mode")]
+
+
+def _hook(place: Netdev) -> Finding:
+    try:
+        on = hook.look(place.index)
+    except AfXdpError as error:
+        return Finding("XDP hook", "warn", str(error))
+    if on.program is None:
+        return Finding("XDP hook", "ok", "free")
+    programs = on.parts or (on.program,)
+    text = f"{', '.join(map(str, programs))} in {on.mode} mode"
+    left = [part for part in programs if part.owner and not part.owner.alive]
+    where = f" --netns {place.netns}" if place.netns else ""
+    clean = f"afxdp-pool clean -i {place.name}{where}"
+    if left:
+        return Finding("XDP hook", "warn", f"{text}, left behind by a killed process", clean)
+    if any(part.owner for part in programs):
+        pids = ", ".join(str(part.owner.pid) for part in programs if part.owner)
+        return Finding("XDP hook", "warn", f"{text}, in use by process {pids}", f"kill {pids}")
+    if on.parts:
+        return Finding("XDP hook", "ok", f"shared by libxdp's dispatcher: {text}")
+    return Finding("XDP hook", "missing", f"taken: {text}", f"{clean} --force")
+
+
+def _offloads(place: Netdev, prefix: str) -> Finding:
+    """Offloads that make packets what a sender never sent. To be called in the device's namespace."""
+    if (_ethtool(place.name, _FLAGS) or 0) & _FLAG_LRO:
+        fix = f"{prefix}ethtool -K {place.name} lro off"
+        return Finding("offloads", "missing", "LRO is on: drivers refuse XDP with it", fix)
+    if _ethtool(place.name, _GRO) is None:
+        return Finding("offloads", "ok", "the driver tells of none")
+    if place.driver == "veth" and _ethtool(place.name, _TX_CHECKSUM):
+        fix = f"{prefix}ethtool -K {place.name} tx off sg off tso off gso off  (and the same on its peer)"
+        text = "tx checksum is on: packets of this machine's own stack carry none over a veth"
+        return Finding("offloads", "warn", text, fix)
+    return Finding("offloads", "ok", "none that hurts")
+
+
+def _veth() -> Finding:
+    text = (
+        "copy mode only; a ring of 256; packets that XDP redirects out of its peer come in only while "
+        "an XDP program is on this end, or GRO"
+    )
+    return Finding("veth", "ok", text)
+
+
+def _ethtool(name: str, command: int) -> int | None:
+    """One of ethtool's values, or None when the driver does not have it."""
+    request = array.array("B", struct.pack("=II", command, 0))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        try:
+            fcntl.ioctl(control, _SIOCETHTOOL, struct.pack("16sP16x", name.encode(), request.buffer_info()[0]))
+        except OSError:
+            return None
+    return int(struct.unpack_from("=I", request, 4)[0])
