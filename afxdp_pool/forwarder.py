@@ -151,6 +151,8 @@ class Forwarder:
             raise
 
     def _set_routes(self, routes: Mapping[int, Route]) -> None:
+        if not set(routes) <= set(range(len(self.ports))):
+            raise ConfigError(f"there are routes for ports {sorted(routes)}, and ports 0 to {len(self.ports) - 1}")
         for index, port in enumerate(self.ports):
             native = self._engine.route[index]
             route = routes.get(index)

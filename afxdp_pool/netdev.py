@@ -1,7 +1,7 @@
 """Network devices and network namespaces as the engine needs to know them; a `Netdev` owns nothing.
 
-Everything is asked in the calling thread's network namespace, over netlink and the ethtool ioctl. sysfs
-is not used: it shows the namespace it was mounted in, not the one the thread is in.
+Everything is asked in the calling thread's network namespace, in pyroute2's netlink messages and by the
+ethtool ioctl. sysfs is not used: it shows the namespace it was mounted in, not the one the thread is in.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import array
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import socket
 import struct
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import Any
 
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.errors import AfXdpError, NoSuchInterfaceError, NoSuchNamespaceError, PrivilegeError
@@ -24,15 +26,9 @@ from afxdp_pool.errors import AfXdpError, NoSuchInterfaceError, NoSuchNamespaceE
 NETNS_DIR = "/run/netns"
 
 _IFF_UP = 1
+_NETDEV_CMD_DEV_GET = 1
 _SIOCETHTOOL, _ETHTOOL_GDRVINFO, _ETHTOOL_GCHANNELS = 0x8946, 0x3, 0x3C
-_NLM_F_REQUEST, _NLMSG_ERROR = 1, 2
-_NETLINK_GENERIC = 16
-_RTM_GETLINK = 18
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 1, 3, 4, 31, 32
-_GENL_ID_CTRL, _CTRL_CMD_GETFAMILY, _CTRL_ATTR_FAMILY_ID, _CTRL_ATTR_FAMILY_NAME = 16, 3, 1, 2
-_NETDEV_CMD_DEV_GET, _NETDEV_A_DEV_IFINDEX, _NETDEV_A_DEV_XDP_FEATURES, _NETDEV_A_DEV_ZC_MAX_SEGS = 1, 1, 3, 4
 _NAME_MAX = 15
-_NLA_TYPE_MASK = 0x3FFF
 
 
 @dataclass(frozen=True)
@@ -87,33 +83,32 @@ def find(name: str, netns: str | None = None) -> Netdev:
 
     Concurrency: any thread.
     """
+    from pyroute2.netlink.rtnl import RTM_GETLINK
+
     with in_netns(netns):
         where = f"{name} in namespace {netns}" if netns else name
         if not 0 < len(name) <= _NAME_MAX:
             raise NoSuchInterfaceError(
                 f"an interface name has 1 to {_NAME_MAX} characters", subject=repr(name), hint=_names_hint()
             )
-        header = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, 0, 0, 0)
         try:
-            reply = _ask(socket.NETLINK_ROUTE, _RTM_GETLINK, header + _attribute(_IFLA_IFNAME, name.encode() + b"\0"))
+            link = _ask(socket.NETLINK_ROUTE, RTM_GETLINK, _link_message(), IFNAME=name)
         except OSError as error:
             if error.errno not in (errno.ENODEV, errno.EINVAL):
                 raise AfXdpError(subject=where, doing="asking about the interface", errno=error.errno or 0) from error
             raise NoSuchInterfaceError(
                 "there is no such interface", subject=where, errno=errno.ENODEV, hint=_names_hint()
             ) from None
-        _, _, index, flags, _ = struct.unpack_from("=BxHiII", reply)
-        attributes = _attributes(reply[16:])
         rx, tx = _channels(name)
         return Netdev(
             name=name,
-            index=index,
-            mac=attributes.get(_IFLA_ADDRESS, b""),
-            mtu=_u32(attributes, _IFLA_MTU),
-            up=bool(flags & _IFF_UP),
+            index=link["index"],
+            mac=link.get_attr("ADDRESS", b""),
+            mtu=link.get_attr("MTU", 0),
+            up=bool(link["flags"] & _IFF_UP),
             driver=_driver(name),
-            rx_queues=rx or _u32(attributes, _IFLA_NUM_RX_QUEUES),
-            tx_queues=tx or _u32(attributes, _IFLA_NUM_TX_QUEUES),
+            rx_queues=rx or link.get_attr("NUM_RX_QUEUES", 0),
+            tx_queues=tx or link.get_attr("NUM_TX_QUEUES", 0),
             netns=netns,
         )
 
@@ -126,28 +121,23 @@ def xdp_features(name: str, netns: str | None = None) -> XdpFeatures | None:
 
     Concurrency: any thread.
     """
+    from pyroute2.netlink import CTRL_CMD_GETFAMILY, GENL_ID_CTRL, NETLINK_GENERIC, ctrlmsg, genlmsg
+
+    class Device(genlmsg):  # type: ignore[misc]  # include/uapi/linux/netdev.h
+        nla_map = ((1, "IFINDEX", "uint32"), (3, "XDP_FEATURES", "uint64"), (4, "ZC_MAX_SEGS", "uint32"))
+
     index = find(name, netns).index
     with in_netns(netns):
         try:
-            family = _ask(
-                _NETLINK_GENERIC,
-                _GENL_ID_CTRL,
-                struct.pack("=BBH", _CTRL_CMD_GETFAMILY, 1, 0) + _attribute(_CTRL_ATTR_FAMILY_NAME, b"netdev\0"),
-            )
-            (kind,) = struct.unpack_from("=H", _attributes(family[4:])[_CTRL_ATTR_FAMILY_ID])
-            reply = _ask(
-                _NETLINK_GENERIC,
-                kind,
-                struct.pack("=BBH", _NETDEV_CMD_DEV_GET, 1, 0)
-                + _attribute(_NETDEV_A_DEV_IFINDEX, struct.pack("=I", index)),
-            )
-        except (OSError, KeyError):
+            family = _ask(NETLINK_GENERIC, GENL_ID_CTRL, ctrlmsg, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME="netdev")
+            number = family.get_attr("CTRL_ATTR_FAMILY_ID")
+            device = _ask(NETLINK_GENERIC, number, Device, _NETDEV_CMD_DEV_GET, IFINDEX=index)
+        except OSError:
             return None
-    attributes = _attributes(reply[4:])
-    raw = attributes.get(_NETDEV_A_DEV_XDP_FEATURES)
-    if raw is None:
+    flags = device.get_attr("XDP_FEATURES")
+    if flags is None:
         return None
-    return XdpFeatures(XdpFeature(struct.unpack("=Q", raw)[0] & 0x7F), _u32(attributes, _NETDEV_A_DEV_ZC_MAX_SEGS))
+    return XdpFeatures(XdpFeature(flags & 0x7F), device.get_attr("ZC_MAX_SEGS", 0))
 
 
 def netns_path(name: str) -> str:
@@ -210,61 +200,65 @@ def _names_hint() -> str:
     return f"interfaces there: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}"
 
 
-def _ethtool(name: str, request: bytes) -> bytes | None:
-    """One ethtool ioctl; None when the driver does not offer it."""
+def ethtool(name: str, request: bytes) -> bytes:
+    """One ethtool ioctl on a device of this thread's namespace: the request as the kernel answered it.
+
+    Raises:
+        OSError: as the kernel says; ENOTSUP where the driver does not offer it.
+    """
+    # pyroute2 has no request for the driver's name, and those for channels, statistics and offloads only in
+    # releases newer than the oldest we run with.
     buffer = array.array("B", request)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        try:
-            fcntl.ioctl(control, _SIOCETHTOOL, struct.pack("16sP16x", name.encode(), buffer.buffer_info()[0]))
-        except OSError:
-            return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        fcntl.ioctl(control, _SIOCETHTOOL, struct.pack("16sP16x", name.encode(), buffer.buffer_info()[0]))
     return buffer.tobytes()
 
 
 def _driver(name: str) -> str:
-    reply = _ethtool(name, struct.pack("=I192x", _ETHTOOL_GDRVINFO))
-    return reply[4:36].split(b"\0")[0].decode(errors="replace") if reply else ""
+    try:
+        reply = ethtool(name, struct.pack("=I192x", _ETHTOOL_GDRVINFO))
+    except OSError:
+        return ""
+    return reply[4:36].split(b"\0")[0].decode(errors="replace")
 
 
 def _channels(name: str) -> tuple[int, int]:
     """Receive and transmit queues in use; (0, 0) when the driver does not tell."""
-    reply = _ethtool(name, struct.pack("=I32x", _ETHTOOL_GCHANNELS))
-    if reply is None:
+    try:
+        rx, tx, _, combined = struct.unpack_from("=4I", ethtool(name, struct.pack("=I32x", _ETHTOOL_GCHANNELS)), 20)
+    except OSError:
         return 0, 0
-    rx, tx, _, combined = struct.unpack_from("=4I", reply, 20)
     return rx + combined, tx + combined
 
 
-def _attribute(kind: int, payload: bytes) -> bytes:
-    padding = -len(payload) % 4
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + b"\0" * padding
+@functools.cache
+def _link_message() -> Any:
+    from pyroute2.netlink import nlmsg
+    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+
+    class Link(nlmsg):  # type: ignore[misc]  # pyroute2's own takes every address for one of 6 bytes
+        fields = ifinfmsg.fields
+        nla_map = ((1, "ADDRESS", "cdata"), (3, "IFNAME", "asciiz"), (4, "MTU", "uint32"),
+                   (31, "NUM_TX_QUEUES", "uint32"), (32, "NUM_RX_QUEUES", "uint32"))  # fmt: skip
+
+    return Link
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
-    found: dict[int, bytes] = {}
-    at = 0
-    while at + 4 <= len(data):
-        size, kind = struct.unpack_from("=HH", data, at)
-        if size < 4:
-            break
-        found[kind & _NLA_TYPE_MASK] = data[at + 4 : at + size]
-        at += (size + 3) & ~3
-    return found
+def _ask(protocol: int, kind: int, message_class: Any, cmd: int = 0, **attributes: object) -> Any:
+    """One netlink request with one answer, a message of the same class. Raises OSError as the kernel says."""
+    from pyroute2.netlink import NLM_F_REQUEST, NLMSG_ERROR, nlmsgerr
 
-
-def _u32(attributes: dict[int, bytes], kind: int) -> int:
-    return int.from_bytes(attributes.get(kind, b"")[:4], sys.byteorder)
-
-
-def _ask(protocol: int, kind: int, body: bytes) -> bytes:
-    """One netlink request with one answer; returns the answer's body. Raises OSError as the kernel says."""
+    request = message_class()
+    request.update(header={"type": kind, "flags": NLM_F_REQUEST}, cmd=cmd, attrs=list(attributes.items()))
+    request.encode()
+    # A socket of pyroute2's (from 0.9) brings an asyncio loop, and fails in a thread that already runs one.
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as link:
         link.settimeout(5)
-        link.bind((0, 0))
-        link.send(struct.pack("=IHHII", 16 + len(body), kind, _NLM_F_REQUEST, 1, 0) + body)
+        link.send(request.data)
         reply = link.recv(65536)
-    size, answer = struct.unpack_from("=IH", reply)
-    if answer == _NLMSG_ERROR:
-        (code,) = struct.unpack_from("=i", reply, 16)
-        raise OSError(-code, os.strerror(-code))
-    return reply[16:size]
+    failed = int.from_bytes(reply[4:6], sys.byteorder) == NLMSG_ERROR
+    answer = (nlmsgerr if failed else message_class)(reply)
+    answer.decode()
+    if failed:
+        raise OSError(-answer["error"], os.strerror(-answer["error"]))
+    return answer

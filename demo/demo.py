@@ -114,9 +114,7 @@ def main() -> int:
             dropped = right.near.counters().get("tx_dropped", 0)
             seen = sink.wait(report.sent - dropped)
             say(f"    engine:  {report}")
-            say(
-                f"    sink:    {seen.packets:,} packets, corrupt {seen.corrupt}; {dropped:,} dropped and counted by the link"
-            )
+            say(f"    sink:    {seen.packets:,} packets, corrupt {seen.corrupt}; the link dropped {dropped:,}")
             settle(forwarder, recording)
             recordings.append(recording)
     draw_umem(recordings, arguments.output, "Where every frame of the UMEM is")

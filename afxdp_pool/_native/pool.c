@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The Umem's free list and the pools: see pool.h for the design, table.h for the rules of the frame word. */
+/* The pools: see pool.h for the design, table.h for the rules of the frame word. */
 #include "pool.h"
 
 #include <errno.h>
@@ -7,88 +7,6 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-uintptr_t afp_self(void)
-{
-	static _Thread_local char here;
-	return (uintptr_t)&here;
-}
-
-/* The Umem: frames that no pool owns ------------------------------------------------------------------------------ */
-
-int afp_table_init(struct afp_table *t, void *area, uint32_t nframes, uint32_t frame_size, uint32_t headroom)
-{
-	memset(t, 0, sizeof(*t));
-	t->area = area;
-	t->nframes = nframes;
-	t->frame_size = frame_size;
-	t->frame_shift = (uint32_t)__builtin_ctz(frame_size);
-	t->size = (uint64_t)nframes << t->frame_shift;
-	t->headroom = headroom;
-	t->word = calloc(nframes, sizeof(*t->word));
-	t->returned = calloc(nframes, sizeof(*t->returned));
-	t->free_list = malloc(nframes * sizeof(*t->free_list));
-	if (!t->word || !t->returned || !t->free_list) {
-		free((void *)t->word);
-		free((void *)t->returned);
-		free(t->free_list);
-		return -ENOMEM;
-	}
-	pthread_mutex_init(&t->lock, NULL);
-	/* The lowest frame on top, so that a small working set stays on few pages. */
-	for (uint32_t i = 0; i < nframes; i++)
-		t->free_list[i] = nframes - 1 - i;
-	t->nfree = nframes;
-	return 0;
-}
-
-static void free_posts(struct afp_pool *p)
-{
-	struct afp_post *post = atomic_exchange(&p->inbox, NULL);
-
-	while (post) {
-		struct afp_post *next = post->next;
-		free(post);
-		post = next;
-	}
-}
-
-void afp_table_fini(struct afp_table *t)
-{
-	for (int i = 1; i < AFP_MAX_POOLS; i++) {
-		if (!t->pools[i])
-			continue;
-		free_posts(t->pools[i]);
-		free(t->pools[i]->ring);
-		free(t->pools[i]);
-	}
-	pthread_mutex_destroy(&t->lock);
-	free((void *)t->word);
-	free((void *)t->returned);
-	free(t->free_list);
-	memset(t, 0, sizeof(*t));
-}
-
-static uint32_t table_take(struct afp_table *t, uint32_t owner, uint32_t *frames, uint32_t n)
-{
-	pthread_mutex_lock(&t->lock);
-	n = n < t->nfree ? n : t->nfree;
-	for (uint32_t i = 0; i < n; i++) {
-		uint32_t f = t->free_list[--t->nfree];
-		frames[i] = f;
-		word_store(t, f, word_make(word_gen(word_load(t, f)), 0, AFP_POOL, owner, 0, 0));
-	}
-	pthread_mutex_unlock(&t->lock);
-	return n;
-}
-
-static void table_give_locked(struct afp_table *t, const uint32_t *frames, uint32_t n)
-{
-	for (uint32_t i = 0; i < n; i++) {
-		word_store(t, frames[i], word_make(word_gen(word_load(t, frames[i])), 0, AFP_UMEM, 0, 0, 0));
-		t->free_list[t->nfree++] = frames[i];
-	}
-}
 
 /* The pool's lower half: ring, spill, inbox ------------------------------------------------------------------------- */
 
@@ -104,7 +22,7 @@ static void count_release(struct afp_pool *p, uint32_t n)
 
 static void release_locked(struct afp_pool *p, const uint32_t *frames, uint32_t n)
 {
-	table_give_locked(p->table, frames, n);
+	afp_table_give_locked(p->table, frames, n);
 	count_release(p, n);
 }
 
@@ -216,7 +134,7 @@ static bool refill(struct afp_pool *p)
 		}
 		n = n < room ? n : room;
 	}
-	n = table_take(p->table, p->id, p->cache, n);
+	n = afp_table_take(p->table, p->id, p->cache, n);
 	if (!n) {
 		bump(&p->stat[S_FAILED], 1);
 		return false;
@@ -418,27 +336,47 @@ void afp_pool_read_stats(const struct afp_pool *p, struct afp_pool_stats *out)
 	out->release_cnt = atomic_load_explicit(&p->release_cnt, memory_order_relaxed);
 }
 
-int afp_pool_alloc(struct afp_pool *p, struct afp_desc *out, uint32_t n)
+/* From the top of the cache into descriptors: POOL becomes APP, one reference, the next generation. */
+static void hand_out(struct afp_pool *p, struct afp_desc *out, uint32_t n)
 {
 	struct afp_table *t = p->table;
-	uint32_t frames[AFP_REFILL], done = 0;
+	const uint64_t change = word_in_app(p) - word_make(0, 0, AFP_POOL, p->id, 0, 0) + AFP_ONE_GEN;
+	const uint64_t headroom = t->headroom;
+	const uint32_t shift = t->frame_shift;
+	const uint32_t *const top = p->cache + p->ncache - 1;
+	_Atomic uint64_t *const word = t->word;
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t frame = *(top - i);
+		uint64_t w = atomic_load_explicit(&word[frame], memory_order_relaxed) + change;
+
+		if (unlikely(!word_gen(w)))
+			w += AFP_ONE_GEN; /* generation 0 is never given out */
+		atomic_store_explicit(&word[frame], w, memory_order_relaxed);
+		out[i] = (struct afp_desc){.addr = (frame << shift) + headroom, .gen = word_gen(w)};
+	}
+	p->ncache -= n;
+}
+
+int afp_pool_alloc(struct afp_pool *p, struct afp_desc *out, uint32_t n)
+{
+	uint32_t done = 0, steps = 0;
 	int err = owner_only(p);
 
 	if (unlikely(err))
 		return err;
 	while (done < n) {
-		uint32_t want = n - done < AFP_REFILL ? n - done : AFP_REFILL;
-		uint32_t got = afp_pool_take(p, frames, want);
+		uint32_t k;
 
-		for (uint32_t i = 0; i < got; i++) {
-			uint16_t gen = next_gen(word_gen(word_load(t, frames[i])));
-
-			word_store(t, frames[i], word_make(gen, 0, AFP_APP, p->id, 0, 1));
-			out[done + i] = (struct afp_desc){frame_addr(t, frames[i]) + t->headroom, 0, 0, gen};
+		if (unlikely(!p->ncache)) {
+			if (!refill(p))
+				break;
+			steps++; /* served by a refill or the Umem: not counted as fast */
 		}
-		done += got;
-		if (got < want)
-			break;
+		k = n - done < p->ncache ? n - done : p->ncache;
+		hand_out(p, out + done, k);
+		done += k;
 	}
+	bump(&p->stat[S_FAST], done - steps);
 	return (int)done;
 }

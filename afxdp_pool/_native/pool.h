@@ -81,6 +81,10 @@ struct afp_refusals {
 /* Table. Concurrency: any thread, but init and fini. */
 int afp_table_init(struct afp_table *t, void *area, uint32_t nframes, uint32_t frame_size, uint32_t headroom);
 void afp_table_fini(struct afp_table *t);
+/* Up to n frames from the free list for a pool; how many. */
+uint32_t afp_table_take(struct afp_table *t, uint32_t owner, uint32_t *frames, uint32_t n);
+/* The table's lock is held. */
+void afp_table_give_locked(struct afp_table *t, const uint32_t *frames, uint32_t n);
 
 /* Pools. `create`, `destroy`: any thread that may own the pool. 0 or a negative errno / AFP_*. */
 struct afp_pool *afp_pool_create(struct afp_table *t, uint32_t ring_size, uint32_t quota);

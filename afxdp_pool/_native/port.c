@@ -7,6 +7,8 @@
 int afp_port_fill(struct afp_port *port, uint32_t n)
 {
 	struct afp_table *t = port->table;
+	/* POOL becomes FILL, held by this port, the next generation: one addition, as the fields do not overflow. */
+	const uint64_t change = word_make(1, port->id, AFP_FILL, 0, 0, 0) - word_make(0, 0, AFP_POOL, 0, 0, 0);
 	uint32_t done = 0;
 
 	if (unlikely(!port->pool || !port->fill.ring))
@@ -26,9 +28,11 @@ int afp_port_fill(struct afp_port *port, uint32_t n)
 			break;
 		xsk_ring_prod__reserve(&port->fill, got, &index);
 		for (uint32_t i = 0; i < got; i++) {
-			uint16_t gen = next_gen(word_gen(word_load(t, frames[i])));
+			uint64_t w = word_load(t, frames[i]) + change;
 
-			word_store(t, frames[i], word_make(gen, port->id, AFP_FILL, port->pool->id, 0, 0));
+			if (unlikely(!word_gen(w)))
+				w += AFP_ONE_GEN;
+			word_store(t, frames[i], w);
 			*xsk_ring_prod__fill_addr(&port->fill, index + i) = frame_addr(t, frames[i]);
 		}
 		xsk_ring_prod__submit(&port->fill, got);
@@ -44,6 +48,8 @@ int afp_port_fill(struct afp_port *port, uint32_t n)
 uint32_t afp_port_receive(struct afp_port *port, struct afp_desc *out, uint32_t n)
 {
 	struct afp_table *t = port->table;
+	const uint64_t filled = word_make(0, port->id, AFP_FILL, 0, 0, 0), ours = word_make(0, 0, AFP_APP, 0, 0, 1);
+	const uint32_t offset_mask = t->frame_size - 1;
 	uint32_t index = 0, good = 0;
 	uint64_t bytes = 0;
 
@@ -60,10 +66,10 @@ uint32_t afp_port_receive(struct afp_port *port, struct afp_desc *out, uint32_t 
 		if (unlikely(frame == AFP_NO_FRAME))
 			continue;
 		w = word_load(t, frame);
-		if (unlikely(word_state(w) != AFP_FILL || word_holder(w) != port->id ||
-			     desc.len > t->frame_size - (desc.addr & (t->frame_size - 1))))
+		if (unlikely((w & (AFP_STATE_MASK | AFP_HOLDER_MASK)) != filled ||
+			     desc.len > t->frame_size - (desc.addr & offset_mask)))
 			continue;
-		word_store(t, frame, word_make(word_gen(w), 0, AFP_APP, word_owner(w), 0, 1));
+		word_store(t, frame, w - filled + ours);
 		out[good++] = (struct afp_desc){desc.addr, desc.len, (uint16_t)desc.options, word_gen(w)};
 		bytes += desc.len;
 	}
@@ -168,7 +174,6 @@ static enum afp_reason back_from_tx(struct afp_port *port, struct afp_box *box, 
 		return AFP_NOT_HELD;
 	for (;;) {
 		if (word_refs(w) == 1) {
-			atomic_thread_fence(memory_order_acquire);
 			enum afp_reason reason = afp_go_home(t, box, frame, w, AFP_TX);
 			if (reason == AFP_OK)
 				port->sent_clones[frame]--;
@@ -206,6 +211,7 @@ uint32_t afp_port_complete(struct afp_port *port, uint32_t n)
 	}
 	xsk_ring_cons__cancel(&port->comp, n - i);
 	xsk_ring_cons__release(&port->comp, i);
+	atomic_thread_fence(memory_order_acquire); /* as in afp_put() */
 	afp_box_flush(&box);
 	bump(&port->stat[P_COMPLETED], i - bad);
 	if (unlikely(bad))

@@ -78,39 +78,80 @@ static inline enum afp_reason held(uint64_t w, uint16_t gen)
 	return likely(word_refs(w) > word_tx(w)) ? AFP_OK : AFP_NOT_HELD;
 }
 
+/* Give back one reference the long way: whoever holds it, whoever else does, whichever pool it belongs to. */
+static enum afp_reason put_one(struct afp_table *t, struct afp_box *box, const struct afp_desc *desc)
+{
+	uint32_t frame = frame_of(t, desc->addr);
+	uint64_t w;
+
+	if (unlikely(frame == AFP_NO_FRAME))
+		return AFP_FOREIGN;
+	w = word_load(t, frame);
+	for (;;) {
+		enum afp_reason reason = held(w, desc->gen);
+
+		if (unlikely(reason != AFP_OK))
+			return reason;
+		if (likely(word_refs(w) == 1))
+			return afp_go_home(t, box, frame, w, AFP_APP);
+		if (atomic_compare_exchange_weak_explicit(&t->word[frame], &w, w - AFP_ONE_REF, memory_order_release,
+							  memory_order_relaxed))
+			return AFP_OK;
+	}
+}
+
+/*
+ * The common case, a run of frames that need one comparison each: of this thread's own pool, held by nobody else, not posted
+ * by anybody, with room in the cache. Stops at the first that is otherwise; how many there were.
+ */
+static uint32_t put_direct(struct afp_table *t, struct afp_pool *p, const struct afp_desc *descs, uint32_t n)
+{
+	const uint64_t size = t->size, held = word_in_app(p), idle = word_make(0, 0, AFP_POOL, p->id, 0, 0);
+	const uint32_t shift = t->frame_shift, room = AFP_CACHE - p->ncache;
+	_Atomic uint64_t *const word = t->word;
+	_Atomic uint16_t *const returned = t->returned;
+	uint32_t *const cache = p->cache + p->ncache;
+	uint32_t i;
+
+	n = n < room ? n : room;
+	for (i = 0; i < n; i++) {
+		uint64_t gen = (uint64_t)descs[i].gen << AFP_GEN_SHIFT;
+		uint64_t frame = descs[i].addr >> shift;
+
+		if (unlikely(descs[i].addr >= size) ||
+		    unlikely(atomic_load_explicit(&word[frame], memory_order_relaxed) != (held | gen)) ||
+		    unlikely(atomic_load_explicit(&returned[frame], memory_order_relaxed) == descs[i].gen))
+			break;
+		atomic_store_explicit(&word[frame], idle | gen, memory_order_relaxed);
+		cache[i] = (uint32_t)frame;
+	}
+	p->ncache += i;
+	return i;
+}
+
 uint32_t afp_put(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused)
 {
 	struct afp_box box = {.self = afp_self(), .room = n};
-	uint32_t before = refused->n;
+	uint32_t before = refused->n, i = 0;
 
-	for (uint32_t i = 0; i < n; i++) {
-		uint32_t frame = frame_of(t, descs[i].addr);
-		enum afp_reason reason = AFP_FOREIGN;
+	while (i < n) {
+		enum afp_reason reason;
 
-		if (likely(frame != AFP_NO_FRAME)) {
-			uint64_t w = word_load(t, frame);
+		if (likely(box.mine)) {
+			uint32_t run = put_direct(t, box.mine, descs + i, n - i);
 
-			if (likely(box.mine && afp_recycle_direct(t, &box, frame, w,
-								  word_in_app(box.mine) | (uint64_t)descs[i].gen << AFP_GEN_SHIFT)))
-				continue;
-			for (;;) {
-				reason = held(w, descs[i].gen);
-				if (unlikely(reason != AFP_OK))
-					break;
-				if (likely(word_refs(w) == 1)) {
-					/* Others may have written to the frame before they let go of it. */
-					atomic_thread_fence(memory_order_acquire);
-					reason = afp_go_home(t, &box, frame, w, AFP_APP);
-					break;
-				}
-				if (atomic_compare_exchange_weak_explicit(&t->word[frame], &w, w - AFP_ONE_REF, memory_order_release,
-									  memory_order_relaxed))
-					break;
-			}
+			box.cached += run;
+			i += run;
+			if (likely(i == n))
+				break;
 		}
+		reason = put_one(t, &box, &descs[i]);
 		if (unlikely(reason != AFP_OK))
 			afp_refuse(t, refused, i, descs[i].addr, reason);
+		i++;
 	}
+	/* Others may have written to the frames before they let go of them. */
+	atomic_thread_fence(memory_order_acquire);
 	afp_box_flush(&box);
 	return n - (refused->n - before);
 }

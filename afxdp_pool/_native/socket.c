@@ -150,6 +150,7 @@ int afp_port_mock(struct afp_port *port, uint32_t fill_size, uint32_t comp_size,
 		m->entries = calloc(sizes[i] ? sizes[i] : 1, widths[i]);
 		if (!m->entries)
 			return -ENOMEM;
+		m->producer = m->consumer = m->flags = 0;
 		m->size = sizes[i];
 		view.mask = sizes[i] - 1;
 		view.size = sizes[i];

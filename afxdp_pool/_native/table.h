@@ -65,6 +65,7 @@ struct afp_desc {
 #define AFP_GEN_SHIFT 48
 #define AFP_ONE_REF (1ull << AFP_REFS_SHIFT)
 #define AFP_ONE_TX (1ull << AFP_TX_SHIFT)
+#define AFP_ONE_GEN (1ull << AFP_GEN_SHIFT)
 #define AFP_OWNER_MASK (0xfffull << AFP_OWNER_SHIFT)
 #define AFP_STATE_MASK (0xfull << AFP_STATE_SHIFT)
 #define AFP_HOLDER_MASK (0xffull << AFP_HOLDER_SHIFT)

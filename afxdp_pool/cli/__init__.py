@@ -4,6 +4,6 @@
 `output` words it, `doctor` examines the machine. Nothing in the library imports this.
 """
 
-from afxdp_pool.cli.main import main
+from afxdp_pool.cli.entry import main
 
 __all__ = ["main"]

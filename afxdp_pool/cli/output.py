@@ -11,6 +11,7 @@ from typing import Any
 from afxdp_pool import AfXdpError, Audit, Report, __version__
 from afxdp_pool.cli.meter import Rate, losses
 
+_STOPPED_BY = {"duration": "its duration", "count": "its count", "SIGINT": "Ctrl-C", "error": "an error"}
 _STEPS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -55,7 +56,10 @@ class Proof:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its counters, the proof, why it stopped, and what went wrong if something did."""
+    """How a run ended: its counters, the proof, what stopped it, and what went wrong if something did.
+
+    `stopped_by` is ``"duration"``, ``"count"``, ``"error"`` or a signal's name.
+    """
 
     report: Report
     proof: Proof
@@ -107,18 +111,19 @@ def progress(command: str, report: Report, rates: Sequence[Rate]) -> str:
     for name in ways(command):
         packets, bits = (sum(getattr(rate, f"{name}_{unit}") for rate in rates) for unit in ("pps", "bps"))
         parts.append(f"{name} {scaled(packets, 'pps')} {scaled(bits, 'bit/s')}")
+    if "rx" in ways(command):
+        parts.append(f"received {report.received:,}")
     if "tx" in ways(command):
-        parts.append(f"completed {report.completed:,} of {report.sent:,}")
-    lost = sum(sum(losses(port.kernel).values()) for port in report.ports)
-    parts.append(f"dropped by the kernel {lost:,}")
+        parts.append(f"sent {report.sent:,} completed {report.completed:,}")
+    parts.append(f"kernel dropped {sum(sum(losses(port.kernel).values()) for port in report.ports):,}")
     parts.append("frames " + " ".join(f"{state} {n}" for state, n in report.frames.items()))
     return "  ".join(parts)
 
 
 def summary(args: argparse.Namespace, outcome: Outcome) -> list[str]:
     """The last lines a person sees: what moved, what was lost and why, and the audit."""
-    report, lines = outcome.report, [f"{args.command} {places(args)}: stopped by {outcome.stopped_by}"]
-    lines[0] += f" after {report.seconds:.1f} s"
+    report, why = outcome.report, _STOPPED_BY.get(outcome.stopped_by, outcome.stopped_by)
+    lines = [f"{args.command} {places(args)}: stopped by {why} after {report.seconds:.1f} s"]
     seconds = report.seconds or float("inf")
     sums = {
         "received": (report.received, sum(port.stats.rx_bytes for port in report.ports)),

@@ -28,7 +28,7 @@ from afxdp_pool.errors import LinkGoneError, NoSuchInterfaceError, NoSuchNamespa
 
 #: Seconds between two looks whether the interfaces are still there.
 LOOK_EVERY = 1.0
-_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Signals:
@@ -52,12 +52,12 @@ class Signals:
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = self.received or _NAMES[signal.Signals(number)]
+        self.received = self.received or signal.Signals(number).name
         if self._forwarder is not None:
             self._forwarder.stop()
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._handle) for number in _NAMES}
+        self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
         if isinstance(error, BrokenPipeError):
             raise error
         said = sentence(error, args.interface) if error else None
-        outcome = Outcome(report, proof, _reason(args, signals, error), said, tuple(notices.all))
+        outcome = Outcome(report, proof, _reason(args, report, signals, error), said, tuple(notices.all))
         return _finish(args, outcome, error)
 
 
@@ -183,12 +183,13 @@ def _presence(args: argparse.Namespace) -> Callable[[], None]:
     return look
 
 
-def _reason(args: argparse.Namespace, signals: Signals, error: BaseException | None) -> str:
+def _reason(args: argparse.Namespace, report: ap.Report, signals: Signals, error: BaseException | None) -> str:
     if error is not None:
-        return "an error"
+        return "error"
     if signals.received:
         return signals.received
-    return "its duration" if args.duration is not None else "its count"
+    sent_all = args.command == "tx" and (args.duration is None or report.seconds < args.duration)
+    return "count" if sent_all else "duration"
 
 
 def _finish(args: argparse.Namespace, outcome: Outcome, error: BaseException | None) -> int:

@@ -15,16 +15,13 @@ the next lab starts (`Lab.clean_stale`).
 
 from __future__ import annotations
 
-import array
 import atexit
 import contextlib
 import ctypes
 import errno
-import fcntl
 import itertools
 import os
 import re
-import socket
 import struct
 import threading
 import time
@@ -35,7 +32,7 @@ from types import TracebackType
 from typing import Any
 
 from afxdp_pool.errors import AfXdpError, ConfigError, LabError, PrivilegeError
-from afxdp_pool.netdev import in_netns
+from afxdp_pool.netdev import ethtool, in_netns
 
 NETNS_DIR = Path("/run/netns")
 PREFIX = "afxp"
@@ -51,7 +48,6 @@ UP_WITHIN = 5.0  # seconds
 _CLONE_NEWNET = 0x40000000
 _MS_BIND, _MNT_DETACH = 4096, 2
 _NUD_PERMANENT = 0x80
-_SIOCETHTOOL = 0x8946
 _GDRVINFO, _GSTRINGS, _GSTATS = 0x03, 0x1B, 0x1D
 # Checksums, segmentation and receive offloads: with them on, packets that the kernel itself sends over a veth
 # carry no checksum, or several segments in one, and AF_XDP sees them as they are.
@@ -355,17 +351,9 @@ def _text(mac: bytes) -> str:
     return mac.hex(":")
 
 
-def _ethtool(link: str, request: array.array[int]) -> None:
-    """SIOCETHTOOL on a link of this thread's namespace; `request` is answered in place."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        address, _ = request.buffer_info()
-        fcntl.ioctl(sock, _SIOCETHTOOL, struct.pack("16sP16x", link.encode(), address))
-
-
 def _ethtool_off(link: str, command: int) -> None:
-    request = array.array("B", struct.pack("=II", command, 0))
     try:
-        _ethtool(link, request)
+        ethtool(link, struct.pack("=II", command, 0))
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             which = next(name for name, number in _OFFLOADS.items() if number == command)
@@ -373,15 +361,11 @@ def _ethtool_off(link: str, command: int) -> None:
 
 
 def _ethtool_stats(link: str) -> dict[str, int]:
-    info = array.array("B", struct.pack("=I", _GDRVINFO) + bytes(192))
     try:
-        _ethtool(link, info)
-        count = struct.unpack_from("=I", info, 180)[0]
-        names = array.array("B", struct.pack("=III", _GSTRINGS, 1, count) + bytes(32 * count))
-        values = array.array("B", struct.pack("=II", _GSTATS, count) + bytes(8 * count))
-        _ethtool(link, names)
-        _ethtool(link, values)
+        (count,) = struct.unpack_from("=I", ethtool(link, struct.pack("=I192x", _GDRVINFO)), 180)
+        names = ethtool(link, struct.pack(f"=III{32 * count}x", _GSTRINGS, 1, count))
+        values = ethtool(link, struct.pack(f"=II{8 * count}x", _GSTATS, count))
     except OSError as error:
         raise LabError(subject=f"link {link}", doing="reading its counters", errno=error.errno or 0) from error
-    texts = [bytes(names[12 + 32 * i : 44 + 32 * i]).split(b"\0")[0].decode() for i in range(count)]
+    texts = [names[12 + 32 * i : 44 + 32 * i].split(b"\0")[0].decode() for i in range(count)]
     return dict(zip(texts, struct.unpack_from(f"={count}Q", values, 8), strict=True))

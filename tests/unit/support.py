@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -41,6 +42,13 @@ def elsewhere(call: Callable[[], T]) -> T:
     if failure:
         raise failure[0]
     return result[0]
+
+
+def until(condition: Callable[[], bool], within: float = 20.0) -> None:
+    """Wait for `condition`, or fail after `within` seconds."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
 
 
 def join(*batches: Batch) -> Batch:

@@ -17,7 +17,15 @@ ZERO = dict.fromkeys((field.name for field in dataclasses.fields(PoolStats)), 0)
 
 @pytest.mark.parametrize(
     ("hold", "release", "inflight"),
-    [(0, 0, 0), (64, 0, 64), (10, 4, 6), (5, 0xFFFFFFF0, 21), (0, 0xFFFFFFFF, 1), (4, 5, -1), (0x80000000, 1, 0x7FFFFFFF)],
+    [
+        (0, 0, 0),
+        (64, 0, 64),
+        (10, 4, 6),
+        (5, 0xFFFFFFF0, 21),
+        (0, 0xFFFFFFFF, 1),
+        (4, 5, -1),
+        (0x80000000, 1, 0x7FFFFFFF),
+    ],
 )
 def test_inflight_is_serial_arithmetic(hold: int, release: int, inflight: int) -> None:
     assert PoolStats(**(ZERO | {"hold_cnt": hold, "release_cnt": release})).inflight == inflight

@@ -1,0 +1,442 @@
+"""The command line in parts: what may be typed, what is drawn and worded, which sentence an error becomes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afxdp_pool import (
+    Audit,
+    ConfigError,
+    EngineStats,
+    KernelStats,
+    MissingExtraError,
+    Options,
+    PoolStats,
+    PortInfo,
+    PortReport,
+    PortStats,
+    Report,
+    Rule,
+)
+from afxdp_pool import __version__ as version
+from afxdp_pool.cli import arguments, doctor, doctor_machine, drawing, main, output, paths, traffic
+from afxdp_pool.cli.drawing import Line
+from afxdp_pool.cli.meter import Meter, Rate, losses
+from afxdp_pool.cli.screen import Picture, Shape, compose
+from afxdp_pool.testing import packets
+
+FRAMES = {"umem": 4096, "pool": 64, "fill": 1984, "app": 0, "tx": 2048}
+
+
+def report(ports: int = 1, *, seconds: float = 10.0, packets: int = 0, kernel: KernelStats | None = None) -> Report:
+    stats = dict.fromkeys(PortStats.__dataclass_fields__, 0)
+    stats |= {"rx_packets": packets, "rx_bytes": 64 * packets, "tx_packets": packets, "tx_bytes": 64 * packets}
+    info = PortInfo("eth9", 0, "veth", "copy", "native", "4 KB pages")
+    rings = {"fill": 2048, "comp": 3, "rx": 17, "tx": 64}
+    program = {"redirected": packets, "passed_filter": 0, "passed_no_socket": 0}
+    port = PortReport("eth9 queue 0", info, PortStats(**stats), kernel or KernelStats(), rings, program)
+    pool = PoolStats(**dict.fromkeys(PoolStats.__dataclass_fields__, 0) | {"hold_cnt": 4096, "recycle_cached": 9})
+    engine = EngineStats(**dict.fromkeys(EngineStats.__dataclass_fields__, 0))
+    return Report(seconds, (port,) * ports, (pool,), engine, FRAMES)
+
+
+def audit(*, fill: int = 0, wrong: int = 0) -> Audit:
+    return Audit(8192, 8192 - fill, 0, fill, 0, 0, 0, ("frame 7 is lost",) * wrong, wrong)
+
+
+# What may be typed ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0", 0), ("17", 17), ("1.5k", 1500), ("2M", 2e6), ("2m", 2e6), ("1G", 1e9), ("1e3", 1000)]
+)
+def test_numbers(text: str, value: float) -> None:
+    assert arguments.number(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "k", "-1", "-1k", "1kk", "x", "inf", "nan"])
+def test_no_numbers(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        arguments.number(text)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "walk",
+        "drop",
+        "drop -i",
+        "forward -i a",
+        "drop -i a -q x",
+        "drop -i a -q 1.5",
+        "drop -i a --duration 0",
+        "drop -i a --copy --zero-copy",
+        "drop -i a --native --generic",
+        "drop -i a --attach glue",
+        "drop -i a --protocol nonsense",
+        "drop -i a --port 65536",
+        "drop -i a --port http",
+        "drop -i a --protocol icmp --port 53",
+        "drop -i a --network 10.0.0.1/8",
+        "drop -i a --rule port",
+        "drop -i a --rule port=53,port=54",
+        "drop -i a --rule colour=blue",
+        "drop -i a --rule ethertype=arp,port=53",
+        "forward -i a -o b --set-dst 1:2",
+        "tx -i a --rate fast",
+        "tx -i a --count 1.5",
+        "tx -i a --dst-ip 1.2.3",
+        "tx -i a --generic",
+    ],
+)
+def test_what_makes_no_sense_is_a_usage_error(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(line.split())
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "error: " in said.err
+
+
+@pytest.mark.parametrize(
+    ("line", "rules"),
+    [
+        ("", ()),
+        ("--protocol udp --port 53", (Rule(protocol=17, port=53),)),
+        ("--ethertype 0x88f7", (Rule(ethertype=0x88F7),)),
+        ("--network fd00::/8", (Rule(network="fd00::/8"),)),
+        (
+            "--rule ethertype=arp --rule source-port=53,protocol=6",
+            (Rule(ethertype=0x806), Rule(protocol=6, source_port=53)),
+        ),
+        ("--port 0 --rule source_network=10.0.0.0/8", (Rule(port=0), Rule(source_network="10.0.0.0/8"))),
+    ],
+)
+def test_rules(line: str, rules: tuple[Rule, ...]) -> None:
+    assert arguments.options(arguments.parse(["drop", "-i", "a", *line.split()])).rules == rules
+
+
+def test_options_are_the_library_s() -> None:
+    assert arguments.options(arguments.parse(["drop", "-i", "a"])) == Options()
+    line = "-q 1 -q 3 --frames 64k --frame-size 2048 --batch 32 --huge-pages --copy --generic --attach libxdp --force"
+    made = arguments.options(arguments.parse(["reflect", "-i", "a", "--netns", "n", *line.split()]))
+    assert (made.netns, made.queues, made.frames, made.frame_size, made.batch) == ("n", (1, 3), 64000, 2048, 32)
+    assert (made.huge_pages, made.port.mode, made.xdp_mode, made.attach, made.force) == (
+        True,
+        "copy",
+        "generic",
+        "libxdp",
+        True,
+    )
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"afxdp-pool {version}\n"
+
+
+# What tx sends --------------------------------------------------------------------------------------------------------
+
+
+def tx(line: str) -> argparse.Namespace:
+    return arguments.parse(["tx", "-i", "a", *line.split()])
+
+
+def test_the_default_packet_is_the_lab_s() -> None:
+    made = traffic.test_template(tx(""), b"\x02\0\0\0\0\x77")
+    (packet,) = made.packets
+    assert packets.parse(packet) == packets.TestPacket(flow=0, seq=0, size=64)
+    assert packet[:12] == b"\x02\0\0\0\0\x01" + b"\x02\0\0\0\0\x77"
+    numbered = packets.build(64, seq=5, addresses=packets.Addresses(packet[6:12], packet[:6]))
+    differs = [at for at in range(64) if packet[at] != numbered[at]]
+    assert set(differs) <= {*range(made.sequence_at, made.sequence_at + 8), made.checksum_at, made.checksum_at + 1}
+
+
+@pytest.mark.parametrize("size", [64, 65, 1514])
+def test_addresses_asked_for_and_a_right_checksum(size: int) -> None:
+    line = "--dst-mac 02:00:00:00:00:aa --src-mac 02:00:00:00:00:bb --dst-ip 10.0.0.1 --src-ip 10.0.0.2"
+    (packet,) = traffic.test_template(tx(f"{line} --dst-port 53 --src-port 0 --size {size}"), b"").packets
+    assert packet[:14].hex() == "0200000000aa0200000000bb0800"
+    assert packet[26:38].hex() == "0a0000020a000001" + "00000035"
+    pseudo = packet[26:34] + b"\0\x11" + (len(packet) - 34).to_bytes(2, "big")
+    assert packets.ones_sum(packet[34:], packets.ones_sum(pseudo)) == 0xFFFF
+    assert len(packet) == size
+
+
+@pytest.mark.parametrize("kind", ["pcap", "pcapng"])
+def test_capture_files(kind: str, tmp_path: Path) -> None:
+    dpkt = pytest.importorskip("dpkt")
+    frames = [packets.build(64 + n, seq=n) for n in range(5)]
+    with (tmp_path / "capture").open("wb") as file:
+        writer = dpkt.pcap.Writer(file) if kind == "pcap" else dpkt.pcapng.Writer(file)
+        for frame in frames:
+            writer.writepkt(frame, ts=1.0)
+    assert traffic.read_capture(tmp_path / "capture") == tuple(frames)
+
+
+@pytest.mark.parametrize("content", [b"", b"text, not packets, and quite a lot of it", b"\xd4\xc3\xb2\xa1" + bytes(20)])
+def test_no_capture_file(content: bytes, tmp_path: Path) -> None:
+    pytest.importorskip("dpkt")
+    (tmp_path / "capture").write_bytes(content)
+    with pytest.raises(ConfigError, match="capture"):
+        traffic.read_capture(tmp_path / "capture")
+
+
+def test_captures_need_their_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "dpkt", None)
+    with pytest.raises(MissingExtraError, match=r"afxdp-pool\[pcap\]"):
+        traffic.read_capture(tmp_path)
+
+
+# Words ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0 pps"),
+        (999, "999 pps"),
+        (1000, "1.000 kpps"),
+        (999_999, "1.000 Mpps"),
+        (12_345, "12.35 kpps"),
+        (2e10, "20.00 Gpps"),
+    ],
+)
+def test_scaled(value: float, text: str) -> None:
+    assert output.scaled(value, "pps") == text
+
+
+def test_rates_are_of_the_last_second() -> None:
+    meter = Meter()
+    for tenth in range(31):
+        rates = meter.add(tenth / 10, report(packets=1000 * tenth if tenth < 20 else 20000))
+    assert rates[0].rx_pps == 0
+    meter.add(3.1, report(packets=21000))
+    assert meter.rates[0].rx_pps == pytest.approx(1000, rel=0.01)
+    assert meter.rates[0].rx_bps == pytest.approx(512_000, rel=0.01)
+    assert max(meter.history[0][0]) == pytest.approx(10_000, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("proof", "ok", "text"),
+    [
+        (output.Proof(audit(fill=64), audit(), 0), True, "audit: 8192 frames all accounted for"),
+        (output.Proof(audit(), audit(fill=3), 0), False, "3 frames did not come back"),
+        (output.Proof(audit(), audit(), 2), False, "hold 2 frames"),
+        (output.Proof(audit(wrong=1), audit(), 0), False, "frame 7 is lost"),
+    ],
+)
+def test_the_proof(proof: output.Proof, ok: bool, text: str) -> None:
+    assert proof.ok is ok
+    assert proof.as_dict()["ok"] is ok
+    assert text in str(proof)
+
+
+def test_summary_and_document() -> None:
+    kernel = KernelStats(rx_dropped=5, rx_ring_full=1200, rx_fill_ring_empty_descs=7)
+    args = arguments.parse(["forward", "-i", "eth8", "-o", "eth9"])
+    proof = output.Proof(audit(), audit(), 0)
+    outcome = output.Outcome(report(packets=1_000_000, kernel=kernel), proof, "SIGINT", None, ("a notice",))
+    text = "\n".join(output.summary(args, outcome))
+    for part in ("forward eth8 -> eth9: stopped by Ctrl-C after 10.0 s", "1,000,000 packets",
+                 "100.0 kpps", "1,200: RX ring full", "5: no frame or too long",
+                 "FILL found empty 7", "all accounted"):  # fmt: skip
+        assert part in text
+    document = json.loads(json.dumps(output.document(args, outcome)))
+    assert (document["command"], document["interface"], document["output"]) == ("forward", "eth8", "eth9")
+    assert (document["received"], document["audit"]["ok"], document["error"]) == (1_000_000, True, None)
+    assert document["granted"] == {"eth9 queue 0": {"mode": "copy", "xdp_mode": "native", "driver": "veth"}}
+    assert document["ports"][0]["kernel"]["rx_ring_full"] == 1200
+    assert document["stopped_by"] == "SIGINT"
+
+
+def test_a_drop_does_not_speak_of_sending() -> None:
+    args = arguments.parse(["drop", "-i", "eth9"])
+    outcome = output.Outcome(report(packets=7), output.Proof(audit(), audit(), 0), "duration")
+    assert "sent" not in "\n".join(output.summary(args, outcome))
+    assert " tx " not in output.progress("drop", report(), [Rate()]).split("frames")[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ConfigError("too few", hint="use more"), "eth9: too few; use more"),
+        (ConfigError("too few", subject="eth9 queue 2"), "eth9 queue 2: too few"),
+        (ConfigError("refused", hint="libbpf's last lines:\none\ntwo"), "eth9: refused; libbpf's last lines: one two"),
+        (FileNotFoundError(2, "No such file", "x.pcap"), "x.pcap: No such file"),
+        (OSError(5, "Input/output error"), "eth9: Input/output error"),
+    ],
+)
+def test_an_error_is_one_sentence(error: Exception, text: str) -> None:
+    assert output.sentence(error, "eth9") == text
+
+
+def test_an_unforeseen_error_has_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: argparse.Namespace) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(paths, "open_path", fail)
+    monkeypatch.setattr(paths, "_presence", lambda _: None)
+    assert main(["drop", "-i", "eth9"]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("afxdp-pool: eth9: unexpected ZeroDivisionError: oh;")
+    assert said.err.count("\n") == 1
+    monkeypatch.setenv("AFXDP_POOL_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        main(["drop", "-i", "eth9"])
+
+
+def test_the_second_interrupt_aborts() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with paths.Signals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.received == "SIGTERM"
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+# The picture ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 1 << 20), min_size=5, max_size=5), st.integers(10, 200))
+def test_shares_fill_the_bar_and_hide_nobody(counts: list[int], columns: int) -> None:
+    frames = dict(zip(FRAMES, counts, strict=True))
+    line = drawing.shares(frames, columns, colour=True)
+    assert drawing.width(line) == (columns if sum(counts) else 0)
+    assert len(line) == sum(count > 0 for count in counts)
+
+
+@given(st.floats(0, 2), st.integers(1, 50))
+def test_bars_keep_their_width(share: float, columns: int) -> None:
+    line = drawing.bar(share, columns, "32")
+    assert drawing.width(line) == columns
+    assert (line[0][0] == "") == (share == 0)
+
+
+@given(st.integers(1, 5000), st.integers(1, 100), st.integers(1, 20), st.booleans())
+def test_the_map_shows_each_nth_frame_once(frames: int, columns: int, rows: int, colour: bool) -> None:
+    states = np.full(frames, 4, np.uint8)
+    lines, step = drawing.frame_map(states, columns, rows, colour=colour)
+    assert len(lines) <= rows
+    assert all(drawing.width(line) <= columns for line in lines)
+    shown = sum(len(text) * (2 if ";" in style else 1) for line in lines for text, style in line)
+    assert shown == -(-frames // step)
+
+
+def test_the_map_has_a_mark_for_every_state() -> None:
+    lines, step = drawing.frame_map(np.arange(5, dtype=np.uint8), 5, 1, colour=False)
+    assert (lines, step) == ([[(".ofAt", "")]], 1)
+    (line,), _ = drawing.frame_map(np.array([0, 1, 2, 0, 0, 3], np.uint8), 3, 1, colour=True)
+    assert line == [("·", "2"), ("▀", "34"), ("▀", "32;43")]
+    (line,), _ = drawing.frame_map(np.array([0, 2], np.uint8), 1, 1, colour=True)
+    assert line == [("▄", "32")]
+
+
+def picture(ports: int) -> Picture:
+    kernel = KernelStats(rx_dropped=123456, rx_ring_full=987654, rx_fill_ring_empty_descs=55555)
+    shape = Shape(
+        "eth9 queue 0", "veth · native XDP · copy · 4 KB pages", dict.fromkeys(("fill", "rx", "tx", "comp"), 2048)
+    )
+    past = deque([1.0, 5.0, 0.0])
+    return Picture(
+        "forward eth8 <-> eth9",
+        report(ports, packets=10**15, kernel=kernel),
+        [Rate(1e6, 5e8, 1e6, 5e8, 1e6, 10)] * ports,
+        [(past, past)] * ports,
+        [shape] * ports,
+        np.zeros(8192, np.uint8),
+    )
+
+
+@pytest.mark.parametrize("colour", [True, False])
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (40, 12), (132, 50), (300, 100)])
+@pytest.mark.parametrize("ports", [1, 2, 3, 8, 64])
+def test_the_screen_fits(ports: int, columns: int, rows: int, colour: bool) -> None:
+    lines = compose(picture(ports), columns, rows, colour=colour)
+    assert len(lines) == rows
+    for line in lines:
+        plain = drawing.render(line, columns, colour=False)
+        assert len(plain) <= columns
+        assert "\n" not in plain
+
+
+def test_two_ports_are_drawn_in_full_on_80_by_24() -> None:
+    text = [drawing.render(line, 80, colour=False) for line in compose(picture(2), 80, 24, colour=False)]
+    whole = "\n".join(text)
+    for part in ("eth9 queue 0", "native XDP", "1.000 Mpps", "500.0 Mbit/s", "987,654 RX ring full", "fill ", "100.0%",
+                 "hold 4,096 - release 0 = 4,096", "t tx 2,048", "00:00:10"):  # fmt: skip
+        assert part in whole
+    assert whole.count("   ring ") == 2
+    assert "\x1b" not in whole
+
+
+def test_many_ports_become_a_table() -> None:
+    whole = "\n".join(drawing.render(line, 80, colour=False) for line in compose(picture(64), 80, 24, colour=False))
+    assert "and 52 more ports" in whole
+
+
+def test_colours_are_only_colours() -> None:
+    line: Line = [("ab", "31"), ("cd", "")]
+    assert drawing.render(line, 3, colour=True) == "\x1b[31mab\x1b[0mc"
+    assert drawing.render(line, 3, colour=False) == "abc"
+
+
+# The doctor -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("release", "found"),
+    [("6.17.0", 1), ("6.17.10-1-amd64", 1), ("6.17.11", 0), ("6.16.12", 0), ("6.18.1", 0), ("6.17-rc1", 1)],
+)
+def test_known_defects(release: str, found: int) -> None:
+    assert len(doctor_machine._defects(release)) == found
+
+
+def test_capabilities() -> None:
+    assert doctor_machine.capabilities("CapPrm:\t0\nCapEff:\t0000008000003000\n") == {"NET_ADMIN", "NET_RAW", "BPF"}
+    assert doctor_machine.capabilities("") == set()
+
+
+def test_privileges() -> None:
+    assert doctor_machine._privileges({"NET_RAW", "NET_ADMIN", "SYS_ADMIN"}).level == "ok"
+    assert doctor_machine._privileges({"NET_RAW", "NET_ADMIN", "BPF"}).level == "warn"
+    lacking = doctor_machine._privileges({"NET_RAW"})
+    assert (lacking.level, "CAP_BPF, CAP_NET_ADMIN" in lacking.text) == ("missing", True)
+
+
+def test_what_is_not_ok_has_a_remedy() -> None:
+    for finding in doctor_machine.examine():
+        assert finding.level == "ok" or finding.fix or "only --huge-pages" in finding.text
+        assert "\n" not in finding.text
+
+
+def test_the_doctor_s_report() -> None:
+    findings = [doctor.Finding("kernel", "ok", "6.18"), doctor.Finding("hook", "missing", "taken", "free it")]
+    assert doctor.report("eth9", findings, colour=False) == [
+        "eth9",
+        "  ok       kernel  6.18",
+        "  missing  hook    taken",
+        "                   -> free it",
+    ]
+
+
+def test_losses_name_only_what_was_lost() -> None:
+    assert losses(KernelStats()) == {}
+    assert losses(KernelStats(tx_invalid_descs=2, tx_ring_empty_descs=9)) == {"bad TX entry": 2}

@@ -1,0 +1,426 @@
+"""The command as a person runs it: in a process of its own, on a lab's links, with a source and a sink beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from afxdp_pool import hook as xdp
+from afxdp_pool.netdev import in_netns
+from afxdp_pool.testing import Lab, Sink, Source, VethPair, packets
+from afxdp_pool.testing.lab import LabLink
+
+pytestmark = pytest.mark.usefixtures("veth_machine")
+
+COMMAND = [sys.executable, "-m", "afxdp_pool.cli"]
+WITHIN = 20.0
+
+
+@pytest.fixture
+def pair(lab: Lab) -> VethPair:
+    return lab.veth("a")
+
+
+def place(link: LabLink) -> list[str]:
+    return ["-i", link.name, "--netns", link.netns]
+
+
+def call(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *words], capture_output=True, text=True, timeout=WITHIN, env=os.environ | (env or {})
+    )
+
+
+def on_hook(link: LabLink) -> xdp.Attached | None:
+    with in_netns(link.netns):
+        return xdp.look(link.ifindex).program
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WITHIN
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class Running:
+    """A command that runs until it is told to stop; ready when its first line of progress has come."""
+
+    def __init__(self, *words: str) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, *words, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.wait_for("frames umem")
+
+    def wait_for(self, text: str) -> None:
+        """Read lines of progress until one has `text`."""
+        assert self.process.stderr is not None
+        seen = []
+        deadline = time.monotonic() + WITHIN
+        while line := self.process.stderr.readline():
+            seen.append(line)
+            if text in line:
+                return
+            assert time.monotonic() < deadline, seen
+        raise AssertionError(f"it ended: {seen}")
+
+    def stop(self, number: int = signal.SIGINT) -> dict[str, Any]:
+        """Stop it by a signal; the document, its audit checked."""
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=WITHIN)
+        assert self.process.returncode == 0, err
+        return proven(out)
+
+
+@contextlib.contextmanager
+def running(*words: str) -> Iterator[Running]:
+    made = Running(*words)
+    try:
+        yield made
+    finally:
+        if made.process.poll() is None:
+            made.process.kill()
+        made.process.communicate(timeout=WITHIN)
+
+
+def proven(text: str) -> dict[str, Any]:
+    """The document, after a look at its audit: that every frame came home."""
+    document: dict[str, Any] = json.loads(text)
+    audit = document["audit"]
+    assert audit["ok"]
+    assert audit["held"] == 0
+    assert audit["closed"]["umem"] == audit["frames"]
+    stopped = audit["stopped"]
+    assert sum(stopped[state] for state in ("umem", "pool", "fill", "app", "tx")) == audit["frames"]
+    assert stopped["problems"] == []
+    return document
+
+
+def left(document: dict[str, Any]) -> int:
+    """Packets the kernel had no place for: what a burst may lose, and must own up to."""
+    return sum(port["kernel"]["rx_dropped"] + port["kernel"]["rx_ring_full"] for port in document["ports"])
+
+
+# The paths, counted at the far end ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["--native", "--generic"])
+def test_drop_counts_what_was_sent(pair: VethPair, mode: str) -> None:
+    count = 20_000
+    with running("drop", *place(pair.near), mode) as drop, Source(pair.far) as source:
+        sent = source.send(count, rate=100_000)
+        assert sent.dropped == 0
+        drop.wait_for(f"received {count:,} ")
+        document = drop.stop()
+    assert (document["received"], left(document)) == (count, 0)
+    assert document["ports"][0]["stats"]["rx_bytes"] == 64 * count
+    assert document["engine"]["dropped"] == count
+    assert document["granted"][document["ports"][0]["name"]]["xdp_mode"] == mode[2:]
+    assert (document["command"], document["interface"]) == ("drop", "a-near")
+    assert (document["kernel"], document["stopped_by"]) == (os.uname().release, "SIGINT")
+    assert on_hook(pair.near) is None
+
+
+def test_forward_delivers_every_packet(lab: Lab) -> None:
+    a, b, count = lab.veth("a"), lab.veth("b"), 20_000
+    with (
+        Sink(b.far) as sink,
+        Source(a.far) as source,
+        running("forward", *place(a.near), "-o", b.near.name) as forward,
+    ):
+        source.send(count, rate=100_000)
+        seen = sink.wait(count)
+        document = forward.stop()
+    assert (seen.unique, seen.lost, seen.duplicate, seen.corrupt, seen.reordered) == (count, 0, 0, 0, 0)
+    assert (document["received"], document["sent"], document["completed"]) == (count, count, count)
+    assert document["output"] == "b-near"
+    assert on_hook(a.near) is None
+
+
+def test_forward_both_ways_with_new_addresses(lab: Lab) -> None:
+    a, b, count = lab.veth("a"), lab.veth("b"), 2000
+    rewrite = ["--both-ways", "--set-dst", "02:00:00:00:00:99", "--set-src", "02:00:00:00:00:98"]
+    with running("forward", *place(a.near), "-o", b.near.name, *rewrite) as forward:
+        for sender, receiver in ((a.far, b.far), (b.far, a.far)):
+            with Sink(receiver) as sink, Source(sender) as source:
+                source.send(count, rate=50_000)
+                assert sink.wait(count).unique == count
+        document = forward.stop(signal.SIGTERM)
+    assert (document["received"], document["completed"], document["stopped_by"]) == (2 * count, 2 * count, "SIGTERM")
+    assert (on_hook(a.near), on_hook(b.near)) == (None, None)
+
+
+@pytest.mark.parametrize("swap", [[], ["--no-swap-mac"]])
+def test_reflect_sends_every_packet_back(pair: VethPair, swap: list[str]) -> None:
+    count = 10_000
+    with running("reflect", *place(pair.near), *swap) as reflect, Sink(pair.far) as sink, Source(pair.far) as source:
+        source.send(count, rate=50_000)
+        seen = sink.wait(count)
+        document = reflect.stop()
+    assert (seen.unique, seen.lost, seen.corrupt) == (count, 0, 0)
+    assert (document["sent"], document["engine"]["reflected"]) == (count, count)
+
+
+@pytest.mark.parametrize("size", [64, 1514])
+def test_tx_sends_packets_a_sink_can_verify(pair: VethPair, size: int) -> None:
+    count = 20_000
+    with Sink(pair.far) as sink:
+        words = ["--rate", "100k", "--count", str(count), "--size", str(size), "--json", "--quiet"]
+        ended = call("tx", *place(pair.near), *words)
+        seen = sink.wait(count)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    document = proven(ended.stdout)
+    assert (seen.unique, seen.lost, seen.corrupt, seen.bytes) == (count, 0, 0, count * size)
+    assert (document["sent"], document["completed"], document["stopped_by"]) == (count, count, "count")
+
+
+def test_tx_keeps_its_rate_for_its_duration(pair: VethPair) -> None:
+    with Sink(pair.far) as sink:
+        ended = call("tx", *place(pair.near), "--rate", "2k", "--duration", "1", "--json")
+        document = proven(ended.stdout)
+        assert sink.wait(document["sent"]).unique == document["sent"]
+    assert document["sent"] == pytest.approx(2000, abs=100)
+    assert document["stopped_by"] == "duration"
+    assert "audit: " in ended.stderr
+
+
+def test_tx_replays_a_capture_once(pair: VethPair, tmp_path: Path) -> None:
+    dpkt = pytest.importorskip("dpkt")
+    with (tmp_path / "c.pcap").open("wb") as file:
+        writer = dpkt.pcap.Writer(file)
+        for n in range(100):
+            writer.writepkt(packets.build(64 + n, flow=n % 3, seq=n // 3))
+    with Sink(pair.far) as sink:
+        ended = call("tx", *place(pair.near), "--pcap", str(tmp_path / "c.pcap"), "--json")
+        seen = sink.wait(100)
+    assert proven(ended.stdout)["sent"] == 100
+    assert (seen.unique, seen.lost, seen.corrupt, len(seen.flows)) == (100, 0, 0, 3)
+
+
+@pytest.mark.parametrize(("port", "taken"), [("9", 1000), ("7", 0)])
+def test_the_filter_lets_the_rest_pass(pair: VethPair, port: str, taken: int) -> None:
+    with running("drop", *place(pair.near), "--protocol", "udp", "--port", port) as drop, Source(pair.far) as source:
+        source.send(1000, rate=50_000)
+        drop.wait_for(f"received {taken:,} ")
+        document = drop.stop()
+    program = document["ports"][0]["program"]
+    assert (document["received"], program["redirected"], program["passed_filter"]) == (taken, taken, 1000 - taken)
+
+
+# Ends -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_process_leaves_no_program(pair: VethPair) -> None:
+    with running("drop", *place(pair.near)) as drop:
+        assert on_hook(pair.near) is not None
+        drop.process.kill()
+        drop.process.communicate(timeout=WITHIN)
+        until(lambda: on_hook(pair.near) is None)
+
+
+def test_clean_after_a_killed_libxdp_process(pair: VethPair) -> None:
+    with running("drop", *place(pair.near), "--attach", "libxdp") as drop:
+        alive = call("clean", *place(pair.near))
+        assert "left alone" in alive.stdout
+        assert on_hook(pair.near) is not None
+        drop.process.kill()
+        drop.process.communicate(timeout=WITHIN)
+    assert on_hook(pair.near) is not None
+    examined = call("doctor", *place(pair.near))
+    assert "left behind by a killed process" in examined.stdout
+    assert f"afxdp-pool clean -i {pair.near.name} --netns {pair.near.netns}" in examined.stdout
+    cleaned = call("clean", *place(pair.near), "--json")
+    assert len(json.loads(cleaned.stdout)["removed"]) >= 1
+    assert on_hook(pair.near) is None
+    assert call("clean", *place(pair.near)).stdout == "a-near: nothing was left behind\n"
+
+
+def test_the_interface_is_deleted_under_it(pair: VethPair) -> None:
+    with running("drop", *place(pair.near)) as drop:
+        with in_netns(pair.near.netns):
+            subprocess.run(["ip", "link", "del", pair.near.name], check=True)
+        out, err = drop.process.communicate(timeout=WITHIN)
+    document = proven(out)
+    assert drop.process.returncode == 1
+    assert err.splitlines()[-1].startswith("afxdp-pool: a-near: the interface was deleted; ")
+    assert (document["stopped_by"], document["error"]) == ("error", err.splitlines()[-1][len("afxdp-pool: ") :])
+
+
+def test_the_reader_of_its_lines_goes_away(pair: VethPair) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "drop", *place(pair.near)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "rx 0 pps" in process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(WITHIN) == 0
+        assert process.stderr.read() == ""
+    assert on_hook(pair.near) is None
+
+
+def screen(words: list[str], **env: str) -> tuple[subprocess.Popen[bytes], IO[bytes], list[Any]]:
+    """The command on a terminal of 80 by 24; returns also the terminal's other side, and its settings before."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    before = termios.tcgetattr(theirs)
+    settings = os.environ | {"TERM": "xterm-256color"} | env
+    process = subprocess.Popen([*COMMAND, *words], stdin=theirs, stdout=theirs, stderr=theirs, env=settings)
+    os.close(theirs)
+    return process, os.fdopen(ours, "rb", buffering=0), before
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_screen_comes_and_goes(pair: VethPair, plain: bool) -> None:
+    env = {"NO_COLOR": "1"} if plain else {"NO_COLOR": ""}
+    process, terminal, before = screen(["drop", *place(pair.near)], **env)
+    with terminal, Source(pair.far) as source:
+        drawn = b""
+        deadline = time.monotonic() + WITHIN
+        source.start(rate=10_000)
+        while b"kpps" not in drawn:
+            assert time.monotonic() < deadline, drawn
+            drawn += terminal.read(65536)
+        assert not termios.tcgetattr(terminal)[3] & termios.ECHO
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
+            while more := terminal.read(65536):
+                drawn += more
+        assert process.wait(WITHIN) == 0
+        source.stop()
+        assert termios.tcgetattr(terminal) == before
+    shown, _, after = drawn.decode().partition("\x1b[?1049l")
+    assert shown.count("\x1b[?1049h") == 1
+    for part in ("afxdp-pool", "a-near queue 0", "native XDP", "frames owned"):
+        assert part in shown
+    assert ("\x1b[32m" in shown) is not plain
+    assert "\x1b" not in after
+    assert "frames all accounted for" in after
+    assert on_hook(pair.near) is None
+
+
+# What cannot be -------------------------------------------------------------------------------------------------------
+
+
+def refused(ended: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """It failed with one sentence that has these parts."""
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("afxdp-pool: ")
+    assert ended.stderr.count("\n") == 1
+    for part in parts:
+        assert part in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["-q", "7"], ["a-near", "there is no queue 7", "it has 1 queue"]),
+        (["--frame-size", "1000"], ["a-near: a frame of 1000 bytes", "2048 or 4096"]),
+        (["--frames", "100"], ["a-near", "and the Umem has 100; use 2112"]),
+        (["--zero-copy"], ["a-near", "veth has no zero-copy", "use copy"]),
+        (["-q", "0", "-q", "0"], ["a-near", "give each queue once"]),
+        (["--batch", "5000"], ["a-near", "choose 1 to 1024"]),
+    ],
+)
+def test_values_that_cannot_be(pair: VethPair, words: list[str], parts: list[str]) -> None:
+    refused(call("drop", *place(pair.near), *words), *parts)
+    assert on_hook(pair.near) is None
+
+
+def test_places_that_are_not(pair: VethPair) -> None:
+    refused(call("drop", "-i", "nope0", "--netns", pair.near.netns), "nope0", "no such interface", "a-near")
+    refused(call("drop", "-i", "a-near", "--netns", "nowhere"), "nowhere", "ip netns add nowhere")
+    refused(call("forward", *place(pair.near), "-o", "nope0"), "nope0", "no such interface")
+    refused(call("forward", *place(pair.near), "-o", "a-near"), "a-near", "use reflect")
+    refused(call("clean", "-i", "nope0", "--netns", pair.near.netns), "nope0", "no such interface")
+    assert on_hook(pair.near) is None
+
+
+def test_an_interface_that_is_down(pair: VethPair) -> None:
+    with in_netns(pair.near.netns):
+        subprocess.run(["ip", "link", "set", pair.near.name, "down"], check=True)
+    refused(call("drop", *place(pair.near)), "a-near", "is down", f"ip -n {pair.near.netns} link set a-near up")
+    examined = call("doctor", *place(pair.near))
+    assert examined.returncode == 1
+    assert f"-> ip netns exec {pair.near.netns} ip link set a-near up" in examined.stdout
+
+
+def test_a_queue_or_hook_in_use(pair: VethPair) -> None:
+    with running("tx", *place(pair.near), "--rate", "1") as first:
+        refused(call("tx", *place(pair.near)), "a-near queue 0", "EBUSY", "another AF_XDP socket")
+        refused(call("drop", *place(pair.near)), "a-near queue 0", "EBUSY")
+        assert on_hook(pair.near) is None
+        first.stop()
+    with running("drop", *place(pair.near)) as second:
+        before = on_hook(pair.near)
+        refused(call("drop", *place(pair.near)), "a-near", f"process {second.process.pid} uses it", "--force")
+        assert on_hook(pair.near) == before
+        second.stop()
+
+
+def test_packets_that_cannot_be_sent(pair: VethPair, tmp_path: Path) -> None:
+    pytest.importorskip("dpkt")
+    (tmp_path / "no.pcap").write_text("nothing of the kind")
+    refused(call("tx", *place(pair.near), "--size", "2000"), "a-near", "too long for an MTU of 1500", "mtu 1986")
+    refused(call("tx", *place(pair.near), "--size", "20"), "a-near", "64 to 3400")
+    refused(call("tx", *place(pair.near), "--pcap", str(tmp_path / "none")), "none: No such file")
+    refused(call("tx", *place(pair.near), "--pcap", str(tmp_path / "no.pcap")), "no.pcap", "not a readable capture")
+    refused(call("tx", *place(pair.near), "--pcap", "x", "--size", "64"), "--size does not go with --pcap")
+
+
+def test_without_privileges(pair: VethPair) -> None:
+    drop_them = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    for words in (["drop"], ["tx"], ["reflect"]):
+        with in_netns(pair.near.netns):
+            ended = subprocess.run(
+                [*drop_them, *COMMAND, *words, "-i", "a-near"], capture_output=True, text=True, timeout=WITHIN
+            )
+        refused(ended, "a-near", "EPERM", "run as root")
+    with in_netns(pair.near.netns):
+        ended = subprocess.run(
+            [*drop_them, *COMMAND, "doctor", "-i", "a-near"], capture_output=True, text=True, timeout=WITHIN
+        )
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert "CAP_NET_ADMIN" in ended.stdout
+    assert on_hook(pair.near) is None
+
+
+# The doctor -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_doctor_on_a_good_link(pair: VethPair) -> None:
+    ended = call("doctor", *place(pair.near), "--json")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    document = json.loads(ended.stdout)
+    about = {finding["what"]: finding for finding in document["findings"]["a-near"]}
+    assert document["usable"]
+    assert about["interface"]["level"] == "ok"
+    assert about["XDP hook"]["text"] == "free"
+    assert about["offloads"]["level"] == "ok"
+    assert about["zero-copy"]["level"] == "warn"
+    assert on_hook(pair.near) is None
+
+
+def test_the_doctor_names_who_is_there(pair: VethPair) -> None:
+    with Sink(pair.near):
+        ended = call("doctor", *place(pair.near))
+        assert ended.returncode == 1
+        assert "sink_verify" in ended.stdout
+        assert f"clean -i a-near --netns {pair.near.netns} --force" in ended.stdout
+    ended = call("doctor", "-i", "nope0", "--netns", pair.near.netns)
+    assert ended.returncode == 1
+    assert "interfaces there: lo, a-near" in ended.stdout
