@@ -77,6 +77,10 @@ class Batch:
         """The length of each packet in bytes; shape ``(n,)``, uint32, writable."""
         return self.descs["len"]
 
+    def frames(self, frame_size: int) -> list[int]:
+        """The number of the frame each packet lies in, given the Umem's frame size."""
+        return [addr // frame_size for addr in self.addr.tolist()]
+
     def copy(self) -> Batch:
         """The same packets under descriptors of their own: the frames are not copied, no reference is taken."""
         return Batch(self.descs.copy(), self.data, self.port)

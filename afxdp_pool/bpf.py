@@ -28,6 +28,8 @@ from afxdp_pool.errors import AfXdpError, PrivilegeError, ProgramLoadError
 
 _PRIVILEGES = "run as root, or grant CAP_NET_ADMIN and CAP_BPF"
 
+BPF_F_MMAPABLE = 1 << 10  # include/uapi/linux/bpf.h
+
 
 def failure(
     code: int,
@@ -72,10 +74,11 @@ class BpfMap:
         self._owns = owns
 
     @classmethod
-    def array(cls, name: str, value_size: int, max_entries: int = 1) -> BpfMap:
-        """Make a new array map. Ownership: close it."""
+    def array(cls, name: str, value_size: int, max_entries: int = 1, *, mappable: bool = False) -> BpfMap:
+        """Make a new array map; a `mappable` one can be mapped with `mmap`. Ownership: close it."""
         lib.afp_bpf_log_start()
-        fd = lib.afp_map_create(lib.BPF_MAP_TYPE_ARRAY, name.encode(), 4, value_size, max_entries)
+        flags = BPF_F_MMAPABLE if mappable else 0
+        fd = lib.afp_map_create(lib.BPF_MAP_TYPE_ARRAY, name.encode(), 4, value_size, max_entries, flags)
         if fd < 0:
             raise failure(fd, subject=f"BPF map {name}", doing="making it", kind=ProgramLoadError)
         return cls(fd, owns=True)

@@ -257,6 +257,7 @@ class Forwarder:
                 why = one_slice(engine, min(end, lib.afp_now_ns() + int(SLICE * 1e9)))
                 if why != lib.AFP_RAN_DEADLINE:
                     break
+                self.umem.reap()
                 if on_tick is not None:
                     on_tick(self)
                 if lib.afp_now_ns() >= end:

@@ -7,6 +7,7 @@ one atomic operation a batch. ``hold_cnt - release_cnt`` is always the number of
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from afxdp_pool.errors import (
     ConfigError,
     DoubleFreeError,
     ForeignFrameError,
+    FrameSizeError,
     InvalidDescriptorError,
     MemoryLimitError,
     PoolClosedError,
@@ -35,8 +37,9 @@ _REASONS: dict[int, tuple[type[PoolError], str]] = {
     4: (InvalidDescriptorError, "would be refused by the kernel: no length, or not inside one frame"),
     5: (PoolError, "has as many references as can be counted"),
     6: (PoolError, "could not be handed over, for want of memory"),
+    7: (PoolError, "is a fragment, which has one reference and cannot be given more"),
 }
-_LIFE = ("closed", "open", "detached")
+_DETACHED = 2  # enum afp_life
 
 
 def raise_refused(refused: Any, done: int, doing: str) -> None:
@@ -71,13 +74,60 @@ def frames_call(call: Callable[..., int], umem: Umem, batch: Batch, doing: str) 
     return done
 
 
+class _Callbacks:
+    """A pool's Python callbacks, and what they raised. The C side has a handle to it."""
+
+    def __init__(
+        self,
+        umem: Umem,
+        init: Callable[[Batch], object] | None,
+        event: Callable[[str, npt.NDArray[np.uint32]], object] | None,
+    ) -> None:
+        self._data, self._frame_size, self._headroom = umem.data, umem.frame_size, umem.config.headroom
+        self._init, self._event = init, event
+        self.failed: BaseException | None = None
+        self.handle = ffi.new_handle(self)
+
+    def call(self, event: int, frames: npt.NDArray[np.uint32]) -> None:
+        """Frames entered (0) or left (1)."""
+        try:
+            if event == 0 and self._init is not None:
+                descs = np.zeros(len(frames), DESC)
+                descs["addr"] = frames.astype(np.uint64) * np.uint64(self._frame_size) + np.uint64(self._headroom)
+                descs["len"] = self._frame_size - self._headroom
+                self._init(Batch(descs, self._data))
+            if self._event is not None:
+                self._event("release" if event else "hold", frames)
+        except BaseException as error:  # C is calling: it is raised by the next call from Python
+            self.failed = error
+
+    def raise_failure(self) -> None:
+        """Raise what a callback raised."""
+        if self.failed is not None:
+            failure, self.failed = self.failed, None
+            raise failure
+
+
+@ffi.def_extern(name="afp_python_hook")  # type: ignore[untyped-decorator]
+def _hook(user: Any, event: int, frames: Any, n: int) -> None:
+    numbers = np.frombuffer(ffi.buffer(frames, n * 4), np.uint32).copy()
+    ffi.from_handle(user).call(event, numbers)
+
+
 class FramePool:
     """An owner of frames on one Umem.
 
     Args:
         umem: where the frames are.
         ring_size: frames kept beyond the cache of 128 before they go back to the Umem; at most 16384, as in the kernel.
-        quota: most frames to own at once; 0 for no limit.
+        quota: most frames to own at once; 0 for no limit. An allocation beyond gets fewer frames (the kernel's page_pool
+            has no such limit).
+        init_callback: called with a batch of the frames that have just entered the pool, whole and each once, before
+            any of them is handed out; a place to write headers that stay. In the owner thread; it must not use the pool.
+        on_event: called as ``on_event("hold" or "release", frames)`` when frames (uint32 numbers) enter or leave the
+            pool, which happens in bulk and rarely. In whichever thread moves them; it must not use the library.
+
+    An exception raised in a callback is raised by the next call in the owner thread.
 
     Raises:
         ConfigError: a negative size.
@@ -94,7 +144,15 @@ class FramePool:
     2
     """
 
-    def __init__(self, umem: Umem, *, ring_size: int = 1024, quota: int = 0) -> None:
+    def __init__(
+        self,
+        umem: Umem,
+        *,
+        ring_size: int = 1024,
+        quota: int = 0,
+        init_callback: Callable[[Batch], object] | None = None,
+        on_event: Callable[[str, npt.NDArray[np.uint32]], object] | None = None,
+    ) -> None:
         if ring_size < 1 or quota < 0:
             raise ConfigError("ring_size must be at least 1, and quota not negative")
         self.umem = umem
@@ -104,7 +162,14 @@ class FramePool:
                 raise PoolError("a Umem can have 255 pools, and this one has", hint="close some")
             raise MemoryLimitError("no memory for a pool")
         self._id = int(self._pool.id)
+        self._serial = int(self._pool.serial)
+        self._closed_native: Any = None
+        self.detached_at: float | None = None
+        self.warned = 0
         self._last_stats: PoolStats | None = None
+        self._callbacks = _Callbacks(umem, init_callback, on_event)
+        if init_callback or on_event:
+            lib.afp_pool_set_hook(self._pool, lib.afp_python_hook, self._callbacks.handle)
         umem._pools.add(self)
 
     def __enter__(self) -> Self:
@@ -134,8 +199,12 @@ class FramePool:
 
     @property
     def state(self) -> str:
-        """``"open"`` or ``"closed"``."""
-        return "closed" if self._pool is None else _LIFE[lib.afp_pool_life(self._pool)]
+        """``"open"``; ``"detached"``: closed, and waiting for frames that are still out; or ``"closed"``."""
+        if self._pool is not None:
+            return "open"
+        native = self._closed_native
+        waiting = native is not None and native.serial == self._serial and lib.afp_pool_life(native) == _DETACHED
+        return "detached" if waiting else "closed"
 
     @property
     def owner_tid(self) -> int:
@@ -156,9 +225,23 @@ class FramePool:
 
     def stats(self) -> PoolStats:
         """The pool's counters; of a closed pool, the last ones. Concurrency: any thread."""
+        native = self._closed_native
+        if native is not None and native.serial == self._serial:
+            return pool_stats(native)  # no other pool has taken its place, so what comes home is still counted there
         if self._pool is None and self._last_stats is not None:
             return self._last_stats
         return pool_stats(self.native)
+
+    def as_page_pool(self) -> dict[str, int]:
+        """What the kernel's netlink ``page-pool-get`` tells of a page_pool, under its keys (netdev.yaml).
+
+        `inflight-mem` in bytes; `detach-time` in seconds since boot, absent while the pool is open.
+        """
+        inflight = self.inflight
+        out = {"id": self.id, "inflight": inflight, "inflight-mem": inflight * self.umem.frame_size}
+        if self.detached_at is not None:
+            out["detach-time"] = int(self.detached_at)
+        return out
 
     def alloc(self, n: int) -> Batch:
         """Up to `n` frames, empty, each with one reference; fewer when the pool and the Umem have no more.
@@ -170,9 +253,38 @@ class FramePool:
         """
         descs = np.empty(n, DESC)
         got = lib.afp_pool_alloc(self.native, ffi.from_buffer("struct afp_desc[]", descs), n)
+        return self._allocated(descs, got, "alloc")
+
+    def alloc_fragments(self, n: int, size: int) -> Batch:
+        """Up to `n` fragments of frames, several in one frame, each with room for `size` bytes or more: its `len`.
+
+        As page_pool_alloc(): fragments are aligned to 64 bytes; a size above half a frame gets a whole frame; a tail too
+        short for another fragment goes to the one before. A fragment has one reference, which cannot be multiplied.
+        The frame being cut counts as the application's until the pool is done with it, at the latest at `flush()`.
+
+        Raises:
+            FrameSizeError: no frame has room for `size` bytes. WrongThreadError: another thread owns the pool.
+
+        Concurrency: owner thread only. Ownership: the caller holds the fragments; each is put or sent by itself.
+        """
+        descs = np.empty(n, DESC)
+        descs_c = ffi.from_buffer("struct afp_desc[]", descs)
+        got = lib.afp_pool_alloc_fragments(self.native, descs_c, n, size)
+        if got == lib.AFP_TOO_LARGE:
+            room = self.umem.frame_size - self.umem.config.headroom
+            raise FrameSizeError(f"a fragment of {size} bytes is not possible", hint=f"choose 1 to {room}")
+        return self._allocated(descs, got, "alloc_fragments")
+
+    def _allocated(self, descs: npt.NDArray[Any], got: int, doing: str) -> Batch:
         if got < 0:
-            raise self._refusal(got, "alloc")
-        return Batch(descs[:got], self.umem.data)
+            raise self._refusal(got, doing)
+        batch = Batch(descs[:got], self.umem.data)
+        if self.umem.tracer is not None:
+            self.umem.tracer.note(batch.frames(self.umem.frame_size))
+        if self._callbacks.failed:
+            self.umem.put(batch)
+            self._callbacks.raise_failure()
+        return batch
 
     def put(self, batch: Batch) -> int:
         """Give back one reference to each frame, each to the pool that owns it; see `Umem.put`.
@@ -222,7 +334,8 @@ class FramePool:
     def close(self) -> None:
         """Give all idle frames back to the Umem and close the pool. Idempotent.
 
-        Frames still out (with the application or the kernel) come home to the Umem when they are put or completed.
+        Frames still out (with the application or the kernel) come home to the Umem when they are put or completed; until
+        then the pool's state is ``"detached"``, and `Umem.reap` warns about it from time to time, as the kernel does.
 
         Raises:
             WrongThreadError: another thread owns the pool.
@@ -235,13 +348,17 @@ class FramePool:
         if got < 0:
             raise self._refusal(got, "close")
         self._last_stats = pool_stats(self._pool)
-        self._pool = None
+        self._closed_native, self._pool = self._pool, None
+        if self.state == "detached":
+            self.detached_at = time.clock_gettime(time.CLOCK_BOOTTIME)
+            self.umem._detached.append(self)
+        self._callbacks.raise_failure()
 
     def _forget(self) -> None:
         """The Umem closes: the C pool goes with its table."""
         if self._pool is not None:
             self._last_stats = pool_stats(self._pool)
-            self._pool = None
+        self._pool = self._closed_native = None
 
     def _refusal(self, code: int, doing: str) -> PoolError:
         if code == lib.AFP_CLOSED:

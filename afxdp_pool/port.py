@@ -318,7 +318,10 @@ class Port:
         """
         descs = np.empty(n, DESC)
         got = lib.afp_port_receive(self.native, ffi.from_buffer("struct afp_desc[]", descs), n)
-        return Batch(descs[:got], self.pool.umem.data, self)
+        batch = Batch(descs[:got], self.pool.umem.data, self)
+        if got and self.pool.umem.tracer is not None:
+            self.pool.umem.tracer.note(batch.frames(self.pool.umem.frame_size))
+        return batch
 
     def transmit(self, batch: Batch) -> int:
         """Put the packets into the TX ring, in order, and wake the kernel. Returns how many there was room for.

@@ -7,7 +7,7 @@ in exactly one state and has exactly one owner; `audit()` proves it.
 from __future__ import annotations
 
 import logging
-import mmap
+import time
 import weakref
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,17 +18,17 @@ from afxdp_pool._native import ffi, lib
 from afxdp_pool.audit import STATES, Audit, audit_table
 from afxdp_pool.batch import Batch
 from afxdp_pool.config import UmemConfig
-from afxdp_pool.errors import MemoryLimitError, PoolClosedError
+from afxdp_pool.errors import ConfigError, MemoryLimitError, PoolClosedError
+from afxdp_pool.holders import Holder, Tracer, find_holders, wanted
+from afxdp_pool.memory import Memory, best_memory
 
 if TYPE_CHECKING:
     from afxdp_pool.pool import FramePool
     from afxdp_pool.port import Port
 
 log = logging.getLogger("afxdp_pool")
-
-HUGE_PAGE = 2 << 20
-_MAP_HUGETLB = 0x40000  # asm-generic/mman-common.h; mmap gains the name in Python 3.13
-_MADV_DONTFORK = 10
+#: Seconds between two warnings about a closed pool whose frames are still out.
+WARN_EVERY = 60.0
 
 
 class Umem:
@@ -40,11 +40,13 @@ class Umem:
         headroom: bytes kept free at the start of each frame.
         huge_pages: back it with 2 MB pages if there are enough; a warning says when not.
         prefault: touch all the memory now.
+        memory: other memory to use, at least ``frames * frame_size`` bytes; see `afxdp_pool.memory`. The Umem owns it.
+        trace: note who takes frames, for `holders()`; None: as the environment's ``AFXDP_POOL_TRACE`` says.
 
     The memory is not inherited by forked children (madvise DONTFORK): the NIC writes to it.
 
     Raises:
-        FrameSizeError, ConfigError: see `UmemConfig`.
+        FrameSizeError, ConfigError: see `UmemConfig`; or `memory` is too short.
         MemoryLimitError: the memory could not be had.
 
     Ownership: owns the memory. numpy views of it stay valid after `close()`; only then the memory goes.
@@ -63,15 +65,25 @@ class Umem:
         headroom: int = 0,
         huge_pages: bool = False,
         prefault: bool = False,
+        memory: Memory | None = None,
+        trace: bool | None = None,
     ) -> None:
         self.config = UmemConfig(frames, frame_size, headroom, huge_pages, prefault)
-        self._memory, self.pages = _map(self.config)
-        self._data = np.frombuffer(self._memory, np.uint8, count=frames * frame_size)
+        size = frames * frame_size
+        self._memory = memory or best_memory(size, huge_pages=huge_pages, prefault=prefault)
+        self.pages = self._memory.description
+        self.tracer = Tracer() if wanted(trace) else None
+        if len(self._memory.buffer) < size:
+            raise ConfigError(f"memory of {len(self._memory.buffer)} bytes is too short for {size}")
+        self._data = np.frombuffer(self._memory.buffer, np.uint8, count=size)
+        if self._data.ctypes.data % 4096:
+            raise ConfigError("the memory does not begin at a page", hint="use whole pages, as mmap gives them")
         self._area = ffi.from_buffer(self._data)
         self._table = ffi.new("struct afp_table *")
         if lib.afp_table_init(self._table, self._area, frames, frame_size, headroom) != 0:
             raise MemoryLimitError(f"no memory for a table of {frames} frames")
         self._open = True
+        self._detached: list[FramePool] = []
         self._pools: weakref.WeakSet[FramePool] = weakref.WeakSet()
         self._ports: set[Port] = set()  # not weak: a port that nobody closed is closed with the Umem
 
@@ -126,6 +138,7 @@ class Umem:
 
         Concurrency: at a quiet moment, when no other thread moves frames.
         """
+        self.reap()
         return audit_table(self.table)
 
     def states(self) -> npt.NDArray[np.uint8]:
@@ -139,6 +152,42 @@ class Umem:
         out = ffi.new("uint32_t[5]")
         lib.afp_count_states(self.table, out)
         return dict(zip(STATES, out, strict=True))
+
+    def reap(self, now: float | None = None) -> list[FramePool]:
+        """Let closed pools take in what has come home; the pools that still wait for frames.
+
+        Called by a running forwarder about ten times a second. A pool that waits is warned about a minute after it was
+        closed, and every minute from then (as page_pool_release_retry() in net/core/page_pool.c).
+
+        Args:
+            now: the time, in seconds since boot; for tests.
+        """
+        lib.afp_table_reap(self.table)
+        self._detached = [pool for pool in self._detached if pool.state == "detached"]
+        now = time.clock_gettime(time.CLOCK_BOOTTIME) if now is None else now
+        for pool in self._detached:
+            assert pool.detached_at is not None
+            minutes = int((now - pool.detached_at) / WARN_EVERY)
+            if minutes > pool.warned:
+                pool.warned = minutes
+                who = "; ".join(str(holder) for holder in self.holders() if holder.pool == pool.id)
+                log.warning(
+                    "pool %d was closed %.0f s ago and still waits for %d frames: %s",
+                    pool.id,
+                    now - pool.detached_at,
+                    pool.inflight,
+                    who,
+                )
+        return list(self._detached)
+
+    def holders(self) -> list[Holder]:
+        """Who has which frames: the application, and the kernel by port and ring; the most frames first.
+
+        With tracing on also since when, and the call stack that took them. Concurrency: any thread.
+        """
+        words = np.empty(self.frames, np.uint64)
+        lib.afp_frame_words(self.table, ffi.from_buffer("uint64_t[]", words))
+        return find_holders(words, {int(port.native.id): port.name for port in list(self._ports)}, self.tracer)
 
     def put(self, batch: Batch) -> int:
         """Give back one reference to each frame of `batch`, each to the pool that owns it.
@@ -166,35 +215,4 @@ class Umem:
             pool._forget()
         self._open = False
         lib.afp_table_fini(self._table)
-
-
-def _map(config: UmemConfig) -> tuple[mmap.mmap, str]:
-    """Map the memory; returns it and what it is made of."""
-    size = config.frames * config.frame_size
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (mmap.MAP_POPULATE if config.prefault else 0)
-    if config.huge_pages:
-        rounded = -(-size // HUGE_PAGE) * HUGE_PAGE
-        try:
-            memory = mmap.mmap(-1, rounded, flags=flags | _MAP_HUGETLB)
-        except OSError:
-            pages = rounded // HUGE_PAGE
-            log.warning(
-                "huge pages: %d of 2 MB are needed and there are not so many free; using 4 KB pages "
-                "(to have them: sysctl vm.nr_hugepages=%d)",
-                pages,
-                pages,
-            )
-        else:
-            memory.madvise(_MADV_DONTFORK)
-            return memory, "2 MB pages"
-    try:
-        memory = mmap.mmap(-1, size, flags=flags)
-    except (OSError, ValueError, OverflowError) as error:
-        raise MemoryLimitError(
-            subject=f"{config.frames} frames of {config.frame_size} bytes",
-            doing="mapping the memory",
-            errno=getattr(error, "errno", 0) or 0,
-            hint="ask for fewer frames",
-        ) from error
-    memory.madvise(_MADV_DONTFORK)
-    return memory, "4 KB pages"
+        self._memory.close()

@@ -63,6 +63,19 @@ static void see_pool(struct auditor *a, struct afp_pool *p)
 	}
 }
 
+/* A fragmented frame's references are its fragments the application holds, those in TX, and those taken in advance. */
+static bool fragments_agree(const struct afp_table *t, uint32_t frame, uint64_t w)
+{
+	const struct afp_pool *p = t->pools[word_owner(w)];
+	uint32_t bits = t->fragments ? (uint32_t)__builtin_popcountll(atomic_load(&t->fragments[frame])) : 0;
+	/* Posted by its last holder: the bit is taken, the reference still there. */
+	uint32_t posted = atomic_load(&t->returned[frame]) == word_gen(w) ? 1 : 0;
+
+	if (p && p->fragment_frame == frame)
+		bits += p->fragment_bias;
+	return bits + posted + word_tx(w) == word_refs(w) || (posted && word_tx(w) == word_refs(w));
+}
+
 /* Per pool owned frames, per port filled and sent ones, gathered in one pass over the table. */
 static void judge_frames(struct auditor *a, uint32_t *owned, uint32_t *filled, uint32_t *sent, uint64_t *several)
 {
@@ -89,6 +102,8 @@ static void judge_frames(struct auditor *a, uint32_t *owned, uint32_t *filled, u
 		if ((state == AFP_UMEM || state == AFP_POOL) && a->place[f] == NOWHERE)
 			wrong(a, f, AFP_WRONG_LOST, w, 0, 0);
 		if (tx > refs || (refs > 0) != (state == AFP_APP || state == AFP_TX) || (tx > 0) != (state == AFP_TX))
+			wrong(a, f, AFP_WRONG_REFS, w, tx, refs);
+		if ((w & AFP_FRAGMENTED) && !fragments_agree(t, f, w))
 			wrong(a, f, AFP_WRONG_REFS, w, tx, refs);
 		if (state == AFP_FILL)
 			filled[holder]++;
@@ -192,4 +207,12 @@ void afp_count_states(const struct afp_table *t, uint32_t *out)
 	memset(out, 0, AFP_STATES * sizeof(*out));
 	for (uint32_t f = 0; f < t->nframes; f++)
 		out[seen_state(t, f)]++;
+}
+
+void afp_frame_words(const struct afp_table *t, uint64_t *out)
+{
+	for (uint32_t f = 0; f < t->nframes; f++) {
+		uint64_t w = word_load(t, f);
+		out[f] = seen_state(t, f) == word_state(w) ? w : word_make(word_gen(w), 0, AFP_POOL, word_owner(w), 0, 0);
+	}
 }

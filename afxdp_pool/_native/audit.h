@@ -43,6 +43,8 @@ struct afp_audit {
 };
 
 int afp_audit(struct afp_table *t, struct afp_audit *out);
+/* The word of every frame, out[nframes]; each is true at the moment it is read. Frames on their way home show 0 references. */
+void afp_frame_words(const struct afp_table *t, uint64_t *out);
 /* One byte a frame: its state, for pictures. Any moment; each byte is true at the moment it is read. */
 void afp_frame_states(const struct afp_table *t, uint8_t *out);
 /* Where every frame is, counted from the table without a lock; out[AFP_STATES]. */

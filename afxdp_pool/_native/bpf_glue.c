@@ -106,9 +106,12 @@ int afp_link_info(int fd, struct afp_link_info *out)
 	return 0;
 }
 
-int afp_map_create(uint32_t type, const char *name, uint32_t key_size, uint32_t value_size, uint32_t max_entries)
+int afp_map_create(uint32_t type, const char *name, uint32_t key_size, uint32_t value_size, uint32_t max_entries,
+		   uint32_t flags)
 {
-	return bpf_map_create(type, name, key_size, value_size, max_entries, NULL);
+	LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = flags);
+
+	return bpf_map_create(type, name, key_size, value_size, max_entries, &options);
 }
 
 int afp_xdp_query(int ifindex, struct afp_hook *out)

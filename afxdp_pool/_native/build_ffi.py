@@ -14,7 +14,18 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("table.c", "pool.c", "put.c", "audit.c", "port.c", "socket.c", "generate.c", "engine.c", "bpf_glue.c")
+SOURCES = (
+    "table.c",
+    "pool.c",
+    "put.c",
+    "fragment.c",
+    "audit.c",
+    "port.c",
+    "socket.c",
+    "generate.c",
+    "engine.c",
+    "bpf_glue.c",
+)
 PACKAGES = {
     "libxdp": ("libxdp-dev", "libxdp-devel"),
     "libbpf": ("libbpf-dev", "libbpf-devel"),

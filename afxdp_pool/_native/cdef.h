@@ -21,7 +21,7 @@ void afp_table_reap(struct afp_table *t);
 
 /* pool.h */
 struct afp_pool {
-	uint32_t id; uint32_t quota; uint32_t ncache; uint32_t ring_size; uint32_t ring_head; uint32_t ring_tail; uint32_t nspill;
+	uint32_t id; uint32_t serial; uint32_t quota; uint32_t ncache; uint32_t ring_size; uint32_t ring_head; uint32_t ring_tail; uint32_t nspill;
 	...;
 };
 struct afp_pool_stats {
@@ -93,6 +93,7 @@ struct afp_audit {
 	struct afp_wrong_item wrong[64];
 };
 int afp_audit(struct afp_table *t, struct afp_audit *out);
+void afp_frame_words(const struct afp_table *t, uint64_t *out);
 void afp_frame_states(const struct afp_table *t, uint8_t *out);
 void afp_count_states(const struct afp_table *t, uint32_t *out);
 
@@ -135,3 +136,10 @@ uint32_t afp_engine_dispatch(struct afp_engine *e);
 uint32_t afp_engine_drain(struct afp_engine *e, uint64_t deadline_ns);
 void afp_engine_read_stats(const struct afp_engine *e, struct afp_engine_stats *out);
 uint64_t afp_now_ns(void);
+
+/* fragments and hooks */
+#define AFP_TOO_LARGE ...
+int afp_pool_alloc_fragments(struct afp_pool *p, struct afp_desc *out, uint32_t n, uint32_t size);
+typedef void (*afp_pool_hook)(void *user, int event, const uint32_t *frames, uint32_t n);
+void afp_pool_set_hook(struct afp_pool *p, afp_pool_hook hook, void *user);
+extern "Python" void afp_python_hook(void *user, int event, const uint32_t *frames, uint32_t n);

@@ -112,7 +112,8 @@ struct bpf_object *afp_object_open(const void *data, size_t size, const char *na
 int afp_prog_info(int fd, struct afp_prog_info *out);
 int afp_map_info(int fd, struct afp_map_info *out);
 int afp_link_info(int fd, struct afp_link_info *out);
-int afp_map_create(uint32_t type, const char *name, uint32_t key_size, uint32_t value_size, uint32_t max_entries);
+int afp_map_create(uint32_t type, const char *name, uint32_t key_size, uint32_t value_size, uint32_t max_entries,
+		   uint32_t flags);
 int afp_xdp_query(int ifindex, struct afp_hook *out);
 int afp_xdp_attach(int ifindex, int prog_fd, uint32_t flags, int expected_prog_fd);
 int afp_xdp_link(int prog_fd, int ifindex, uint32_t flags);

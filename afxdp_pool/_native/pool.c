@@ -20,10 +20,17 @@ static void count_release(struct afp_pool *p, uint32_t n)
 	atomic_fetch_add_explicit(&p->release_cnt, n, memory_order_relaxed);
 }
 
+void afp_pool_tell(const struct afp_pool *p, enum afp_event event, const uint32_t *frames, uint32_t n)
+{
+	if (unlikely(p->hook && n))
+		p->hook(p->hook_user, event, frames, n);
+}
+
 static void release_locked(struct afp_pool *p, const uint32_t *frames, uint32_t n)
 {
 	afp_table_give_locked(p->table, frames, n);
 	count_release(p, n);
+	afp_pool_tell(p, AFP_RELEASE, frames, n);
 }
 
 static void spill_flush(struct afp_pool *p)
@@ -142,6 +149,7 @@ static bool refill(struct afp_pool *p)
 	p->ncache = n;
 	atomic_fetch_add_explicit(&p->hold_cnt, n, memory_order_relaxed);
 	bump(&p->stat[S_SLOW], 1);
+	afp_pool_tell(p, AFP_HOLD, p->cache, n);
 	return true;
 }
 
@@ -206,8 +214,12 @@ struct afp_pool *afp_pool_create(struct afp_table *t, uint32_t ring_size, uint32
 		p->id = id;
 		t->pools[id] = p;
 	}
+	p->serial++;
 	p->quota = quota;
 	p->ncache = p->nspill = p->ring_head = p->ring_tail = 0;
+	p->fragment_frame = AFP_NO_FRAME;
+	p->fragment_at = p->fragment_bias = 0;
+	p->hook = NULL;
 	p->ring = ring;
 	p->ring_size = ring_size;
 	p->ring_mask = room - 1;
@@ -240,6 +252,12 @@ int afp_pool_bind(struct afp_pool *p)
 	return 0;
 }
 
+void afp_pool_set_hook(struct afp_pool *p, afp_pool_hook hook, void *user)
+{
+	p->hook_user = user;
+	p->hook = hook;
+}
+
 int afp_pool_unbind(struct afp_pool *p)
 {
 	if (!owned_by(p, afp_self()))
@@ -268,6 +286,7 @@ int afp_pool_flush(struct afp_pool *p)
 
 	if (err)
 		return err;
+	afp_fragment_finish(p);
 	collect(p, afp_pool_ring_put);
 	pthread_mutex_lock(&p->table->lock);
 	release_locked(p, p->cache, p->ncache);

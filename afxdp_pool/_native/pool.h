@@ -24,6 +24,10 @@
 
 #define AFP_WRONG_THREAD (-1)
 #define AFP_CLOSED (-2)
+#define AFP_TOO_LARGE (-3)
+
+/* Fragments start at multiples of this, as page_pool aligns them to a cache line: 64 fit the largest frame. */
+#define AFP_FRAGMENT_ALIGN 64
 
 /* The kernel's eleven names (struct page_pool_stats), then ours. */
 struct afp_pool_stats {
@@ -37,6 +41,10 @@ struct afp_pool_stats {
 	uint32_t hold_cnt, release_cnt;
 };
 
+enum afp_event { AFP_HOLD, AFP_RELEASE };
+/* Called in the slow path only: with frames that have just entered the pool, or just left it. It must not call back. */
+typedef void (*afp_pool_hook)(void *user, int event, const uint32_t *frames, uint32_t n);
+
 struct afp_post {
 	struct afp_post *next;
 	uint32_t n, room;
@@ -49,6 +57,7 @@ struct afp_pool {
 	/* Owner thread only. */
 	struct afp_table *table;
 	uint32_t id;
+	uint32_t serial; /* of the pools that have had this id: which of them this is */
 	uint32_t quota; /* most frames owned at once; 0 = no limit */
 	uint32_t ncache;
 	uint32_t ring_size, ring_mask; /* limit, and the power of two minus one that holds it */
@@ -59,6 +68,10 @@ struct afp_pool {
 	uint32_t spill[AFP_REFILL]; /* on their way to the Umem, given in bulk */
 	_Atomic uint64_t stat[16];  /* the uint64_t fields of struct afp_pool_stats, in order */
 	_Atomic uint32_t hold_cnt, release_cnt;
+	uint32_t fragment_frame, fragment_at; /* the frame fragments are cut from (AFP_NO_FRAME: none), and up to where */
+	uint32_t fragment_bias;               /* references taken in advance for fragments not cut yet */
+	afp_pool_hook hook;                   /* told of frames that enter and leave; NULL = nobody listens */
+	void *hook_user;
 
 	/* Any thread. */
 	_Alignas(64) _Atomic(struct afp_post *) inbox;
@@ -100,6 +113,11 @@ void afp_table_reap(struct afp_table *t); /* let detached pools take their late 
 
 /* Frames. alloc: owner thread only; how many it got, or AFP_WRONG_THREAD. */
 int afp_pool_alloc(struct afp_pool *p, struct afp_desc *out, uint32_t n);
+/* Packets that share frames: n fragments of at least `size` bytes each, their room in `len`. Owner thread only; how many, or
+ * AFP_WRONG_THREAD, AFP_TOO_LARGE. As page_pool_alloc(): a size above half a frame gets a whole one, and a tail too short for
+ * another fragment goes to the last. */
+int afp_pool_alloc_fragments(struct afp_pool *p, struct afp_desc *out, uint32_t n, uint32_t size);
+void afp_pool_set_hook(struct afp_pool *p, afp_pool_hook hook, void *user);
 /* Any thread; every good frame is handled, each bad one refused and described. How many were handled. */
 uint32_t afp_put(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
 uint32_t afp_ref(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
@@ -121,6 +139,10 @@ struct afp_box {
 bool afp_box_add(struct afp_box *box, struct afp_pool *p, uint32_t frame, uint16_t gen, enum afp_state from);
 void afp_box_flush(struct afp_box *box);
 void afp_pool_ring_put(struct afp_pool *p, uint32_t frame);
+bool afp_take_fragment(struct afp_table *t, uint32_t frame, uint64_t addr);
+void afp_give_fragment(struct afp_table *t, uint32_t frame, uint64_t addr);
+void afp_fragment_finish(struct afp_pool *p);
+void afp_pool_tell(const struct afp_pool *p, enum afp_event event, const uint32_t *frames, uint32_t n);
 uint32_t afp_pool_take(struct afp_pool *p, uint32_t *frames, uint32_t n);
 void afp_refuse(struct afp_table *t, struct afp_refusals *refused, uint32_t index, uint64_t addr, enum afp_reason reason);
 

@@ -97,6 +97,7 @@ static enum afp_reason lend_to_tx(struct afp_port *port, const struct afp_desc *
 	struct afp_table *t = port->table;
 	uint32_t frame = frame_of(t, desc->addr);
 	uint64_t w, next;
+	bool fragment = false;
 
 	if (unlikely(frame == AFP_NO_FRAME))
 		return AFP_FOREIGN;
@@ -112,15 +113,24 @@ static enum afp_reason lend_to_tx(struct afp_port *port, const struct afp_desc *
 			return AFP_NOT_HELD;
 		if (unlikely(atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == word_gen(w)))
 			return AFP_NOT_HELD;
-		if (likely(word_refs(w) == 1)) {
+		if (likely(word_refs(w) == 1 && !(w & AFP_FRAGMENTED))) {
 			word_store(t, frame, word_make(word_gen(w), port->id, AFP_TX, word_owner(w), 1, 1));
 			return AFP_OK;
+		}
+		/* A fragment is known by its bit: taken once, however often the exchange below is tried. */
+		if (unlikely((w & AFP_FRAGMENTED) && !fragment)) {
+			if (!afp_take_fragment(t, frame, desc->addr))
+				return AFP_NOT_HELD;
+			fragment = true;
 		}
 		/* Others hold the frame too: who has it is kept per port. */
 		next = (w & ~(AFP_STATE_MASK | AFP_HOLDER_MASK)) | (uint64_t)AFP_TX << AFP_STATE_SHIFT |
 		       (uint64_t)AFP_SEVERAL << AFP_HOLDER_SHIFT;
-		if (!count_clone(port, frame))
+		if (!count_clone(port, frame)) {
+			if (fragment)
+				afp_give_fragment(t, frame, desc->addr);
 			return port->sent_clones ? AFP_TOO_MANY_REFS : AFP_NO_MEMORY;
+		}
 		if (atomic_compare_exchange_strong_explicit(&t->word[frame], &w, next + AFP_ONE_TX, memory_order_release,
 							    memory_order_relaxed))
 			return AFP_OK;

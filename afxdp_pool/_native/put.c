@@ -78,6 +78,23 @@ static inline enum afp_reason held(uint64_t w, uint16_t gen)
 	return likely(word_refs(w) > word_tx(w)) ? AFP_OK : AFP_NOT_HELD;
 }
 
+/* Give back a fragment: its bit says that the caller has it, so that one fragment is not put twice at another's cost. */
+static enum afp_reason put_fragment(struct afp_table *t, struct afp_box *box, uint32_t frame, uint64_t addr)
+{
+	uint64_t w;
+
+	if (!afp_take_fragment(t, frame, addr))
+		return AFP_NOT_HELD;
+	w = word_load(t, frame);
+	for (;;) {
+		if (word_refs(w) == 1)
+			return afp_go_home(t, box, frame, w, AFP_APP);
+		if (atomic_compare_exchange_weak_explicit(&t->word[frame], &w, w - AFP_ONE_REF, memory_order_release,
+							  memory_order_relaxed))
+			return AFP_OK;
+	}
+}
+
 /* Give back one reference the long way: whoever holds it, whoever else does, whichever pool it belongs to. */
 static enum afp_reason put_one(struct afp_table *t, struct afp_box *box, const struct afp_desc *desc)
 {
@@ -92,6 +109,8 @@ static enum afp_reason put_one(struct afp_table *t, struct afp_box *box, const s
 
 		if (unlikely(reason != AFP_OK))
 			return reason;
+		if (unlikely(w & AFP_FRAGMENTED))
+			return put_fragment(t, box, frame, desc->addr);
 		if (likely(word_refs(w) == 1))
 			return afp_go_home(t, box, frame, w, AFP_APP);
 		if (atomic_compare_exchange_weak_explicit(&t->word[frame], &w, w - AFP_ONE_REF, memory_order_release,
@@ -171,6 +190,8 @@ uint32_t afp_ref(struct afp_table *t, const struct afp_desc *descs, uint32_t n, 
 				reason = held(w, descs[i].gen);
 				if (reason == AFP_OK && atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == word_gen(w))
 					reason = AFP_NOT_HELD;
+if (reason == AFP_OK && (w & AFP_FRAGMENTED))
+					reason = AFP_FRAGMENT;
 				if (reason == AFP_OK && word_refs(w) == AFP_MAX_REFS)
 					reason = AFP_TOO_MANY_REFS;
 			} while (reason == AFP_OK &&

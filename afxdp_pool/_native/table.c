@@ -61,6 +61,7 @@ void afp_table_fini(struct afp_table *t)
 	pthread_mutex_destroy(&t->lock);
 	free((void *)t->word);
 	free((void *)t->returned);
+	free((void *)t->fragments);
 	free(t->free_list);
 	memset(t, 0, sizeof(*t));
 }

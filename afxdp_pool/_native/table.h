@@ -45,6 +45,7 @@ enum afp_reason {
 	AFP_INVALID,       /* a descriptor the kernel would refuse */
 	AFP_TOO_MANY_REFS, /* the reference count is full */
 	AFP_NO_MEMORY,
+	AFP_FRAGMENT, /* a fragment has one reference, and cannot be given more */
 };
 
 /* A packet in a frame. Laid out as struct xdp_desc, whose 32-bit options become 16 bits of options (the kernel uses two)
@@ -56,18 +57,19 @@ struct afp_desc {
 	uint16_t gen;
 };
 
-/* The word:  gen:16 | holder:8 | state:4 | owner:12 | tx:12 | refs:12 */
+/* The word:  gen:16 | holder:8 | fragmented:1 | state:3 | owner:12 | tx:12 | refs:12 */
 #define AFP_REFS_SHIFT 0
 #define AFP_TX_SHIFT 12
 #define AFP_OWNER_SHIFT 24
 #define AFP_STATE_SHIFT 36
+#define AFP_FRAGMENTED (1ull << 39) /* several packets lie in the frame: each has a reference, and a bit in `fragments` */
 #define AFP_HOLDER_SHIFT 40
 #define AFP_GEN_SHIFT 48
 #define AFP_ONE_REF (1ull << AFP_REFS_SHIFT)
 #define AFP_ONE_TX (1ull << AFP_TX_SHIFT)
 #define AFP_ONE_GEN (1ull << AFP_GEN_SHIFT)
 #define AFP_OWNER_MASK (0xfffull << AFP_OWNER_SHIFT)
-#define AFP_STATE_MASK (0xfull << AFP_STATE_SHIFT)
+#define AFP_STATE_MASK (0x7ull << AFP_STATE_SHIFT)
 #define AFP_HOLDER_MASK (0xffull << AFP_HOLDER_SHIFT)
 #define AFP_GEN_MASK (0xffffull << AFP_GEN_SHIFT)
 
@@ -85,7 +87,7 @@ static inline uint32_t word_owner(uint64_t w)
 }
 static inline enum afp_state word_state(uint64_t w)
 {
-	return (enum afp_state)((w >> AFP_STATE_SHIFT) & 0xf);
+	return (enum afp_state)((w >> AFP_STATE_SHIFT) & 0x7);
 }
 static inline uint32_t word_holder(uint64_t w)
 {
@@ -118,6 +120,7 @@ struct afp_table {
 	uint32_t headroom;
 	_Atomic uint64_t *word;     /* [nframes] */
 	_Atomic uint16_t *returned; /* [nframes] generation claimed by a remote return, 0 = none */
+	_Atomic uint64_t *fragments; /* [nframes] a bit for each fragment the application holds; made when first needed */
 
 	/* Control path: pools and ports come and go, frames move between the free list and the pools in bulk. */
 	_Alignas(64) pthread_mutex_t lock;

@@ -19,6 +19,7 @@ CAUSES = {
     "rx_invalid_descs": "bad FILL entry",
     "tx_invalid_descs": "bad TX entry",
 }
+FILL_EMPTY = "FILL ring empty"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,10 @@ class Rate:
 
 def losses(kernel: KernelStats) -> dict[str, int]:
     """Packets the kernel dropped, by cause in plain words; causes without any are left out."""
-    return {words: count for name, words in CAUSES.items() if (count := getattr(kernel, name))}
+    lost = {words: count for name, words in CAUSES.items() if (count := getattr(kernel, name))}
+    if kernel.rx_fill_ring_empty_descs >= kernel.rx_dropped > 0:  # then it was never the length
+        lost[FILL_EMPTY] = lost.pop(CAUSES["rx_dropped"])
+    return lost
 
 
 class Meter:

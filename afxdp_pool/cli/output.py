@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from afxdp_pool import AfXdpError, Audit, Report, __version__
-from afxdp_pool.cli.meter import Rate, losses
+from afxdp_pool import AfXdpError, Audit, PrivilegeError, Report, __version__
+from afxdp_pool.cli.meter import FILL_EMPTY, Rate, losses
 
 _STOPPED_BY = {"duration": "its duration", "count": "its count", "SIGINT": "Ctrl-C", "error": "an error"}
 _STEPS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -98,11 +98,14 @@ def places(args: argparse.Namespace) -> str:
 def sentence(error: BaseException, interface: str) -> str:
     """An error as the one line a person reads: the interface, the reason, what to do."""
     if isinstance(error, OSError) and not isinstance(error, AfXdpError):
-        text = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+        subject = str(error.filename or "")
+        text = ": ".join(filter(None, (subject, error.strerror or str(error))))
     else:
-        text = " ".join(str(error).split()) or type(error).__name__
-    subject = getattr(error, "subject", "") or getattr(error, "filename", "")
-    return text if subject or not interface else f"{interface}: {text}"
+        subject = getattr(error, "subject", "")
+        # What the libraries printed follows on lines of its own; of a lacking privilege it tells nothing more.
+        told = str(error).partition("\n")[0] if isinstance(error, PrivilegeError) else str(error)
+        text = " ".join(told.split()) or type(error).__name__
+    return f"{interface}: {text}" if interface and (not subject or subject.startswith("BPF ")) else text
 
 
 def progress(command: str, report: Report, rates: Sequence[Rate]) -> str:
@@ -147,8 +150,8 @@ def troubles(report: Report) -> list[str]:
         name = port.name.split(" in namespace ")[0]
         if lost := losses(port.kernel):
             lines += [f"{name}: kernel dropped {count:,}: {cause}" for cause, count in lost.items()]
-        if port.kernel.rx_fill_ring_empty_descs:
-            lines.append(f"{name}: FILL found empty {port.kernel.rx_fill_ring_empty_descs:,} times")
+        if port.kernel.rx_fill_ring_empty_descs and FILL_EMPTY not in lost:
+            lines.append(f"{name}: FILL ring found empty {port.kernel.rx_fill_ring_empty_descs:,} times")
         bad = {field: getattr(port.stats, field) for field in ("rx_bad", "completion_bad", "tx_errors")}
         lines += [f"{name}: {field} {count:,}" for field, count in bad.items() if count]
     programs = {port.name.split(" queue ")[0]: port.program for port in report.ports if port.program}

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import afxdp_pool as ap
 from afxdp_pool.cli import drawing as draw
 from afxdp_pool.cli.drawing import BOLD, DIM, RED, YELLOW, Line
-from afxdp_pool.cli.meter import Rate, losses
+from afxdp_pool.cli.meter import FILL_EMPTY, Rate, losses
 from afxdp_pool.cli.notices import Notices
 from afxdp_pool.cli.output import clock, places, scaled
 from afxdp_pool.cli.views import History, View
@@ -136,10 +136,10 @@ def _loss_line(port: ap.PortReport, rate: Rate) -> Line:
     if not lost:
         line: Line = [("   kernel dropped none", DIM)]
     else:
-        now = f" ({scaled(rate.lost_pps, 'pps')} now)" if rate.lost_pps else ""
         causes = ", ".join(f"{count:,} {cause}" for cause, count in lost.items())
-        line = [(f"   kernel dropped{now} {causes}", RED)]
-    if port.kernel.rx_fill_ring_empty_descs:
+        line = [(f"   kernel dropped {causes}", RED)]
+        line += [(f" ({scaled(rate.lost_pps, 'pps')} now)", RED)] if rate.lost_pps else []
+    if port.kernel.rx_fill_ring_empty_descs and FILL_EMPTY not in lost:
         line.append((f"; FILL empty {port.kernel.rx_fill_ring_empty_descs:,} times", YELLOW))
     passed = port.program.get("passed_filter", 0) + port.program.get("passed_no_socket", 0)
     if passed:

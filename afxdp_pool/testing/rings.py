@@ -90,7 +90,7 @@ class FakeKernel:
         for consumer in (native.rx, native.comp):
             consumer.cached_prod = consumer.cached_cons = index
 
-    # The rings ----------------------------------------------------------------------------------------------------------
+    # The rings ------------------------------------------------------------------------------------------------------
 
     def _ring(self, which: int) -> tuple[Any, npt.NDArray[Any]]:
         """A ring's indices and entries. Asked for anew each time: closing the port takes the memory away."""
@@ -130,7 +130,7 @@ class FakeKernel:
         ring = self.port.native.mock[_TX]
         return int((ring.producer - ring.consumer) & _U32)
 
-    # Receiving ----------------------------------------------------------------------------------------------------------
+    # Receiving ------------------------------------------------------------------------------------------------------
 
     def take_fill(self, n: int | None = None) -> list[int]:
         """Take up to `n` frames (None: all) out of FILL; returns their addresses, in order.
@@ -167,7 +167,7 @@ class FakeKernel:
         """Put a descriptor into RX, whatever it says: hostile if it is not a frame from FILL. False when RX is full."""
         return self._produce(_RX, [(addr, length, options)]) == 1
 
-    # Sending ------------------------------------------------------------------------------------------------------------
+    # Sending --------------------------------------------------------------------------------------------------------
 
     def take_tx(self, n: int | None = None) -> list[Sent]:
         """Take up to `n` packets (None: all) out of TX, in order. Their frames stay the kernel's until `complete`.

@@ -252,8 +252,7 @@ def test_summary_and_document() -> None:
     outcome = output.Outcome(report(packets=1_000_000, kernel=kernel), proof, "SIGINT", None, ("a notice",))
     text = "\n".join(output.summary(args, outcome))
     for part in ("forward eth8 -> eth9: stopped by Ctrl-C after 10.0 s", "1,000,000 packets",
-                 "100.0 kpps", "1,200: RX ring full", "5: no frame or too long",
-                 "FILL found empty 7", "all accounted"):  # fmt: skip
+                 "100.0 kpps", "1,200: RX ring full", "5: FILL ring empty", "all accounted"):  # fmt: skip
         assert part in text
     document = json.loads(json.dumps(output.document(args, outcome)))
     assert (document["command"], document["interface"], document["output"]) == ("forward", "eth8", "eth9")
@@ -439,4 +438,6 @@ def test_the_doctor_s_report() -> None:
 
 def test_losses_name_only_what_was_lost() -> None:
     assert losses(KernelStats()) == {}
+    assert losses(KernelStats(rx_dropped=3)) == {"no frame or too long": 3}
+    assert losses(KernelStats(rx_dropped=3, rx_fill_ring_empty_descs=3)) == {"FILL ring empty": 3}
     assert losses(KernelStats(tx_invalid_descs=2, tx_ring_empty_descs=9)) == {"bad TX entry": 2}

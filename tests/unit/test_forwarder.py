@@ -92,7 +92,7 @@ def numbered(n: int) -> list[bytes]:
     return [test_packets.build(64 + i % 100, seq=i) for i in range(n)]
 
 
-# The built-in loop ------------------------------------------------------------------------------------------------------
+# The built-in loop --------------------------------------------------------------------------------------------------
 
 
 def test_drop_recycles_every_frame_directly(bench: Bench) -> None:
@@ -227,7 +227,7 @@ def test_packets_under_way_are_completed_at_the_end_of_a_run(bench: Bench, monke
     assert report.frames["tx"] == 0
 
 
-# Handlers ---------------------------------------------------------------------------------------------------------------
+# Handlers -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_batch_handler_decides_packet_by_packet(bench: Bench) -> None:
@@ -415,7 +415,6 @@ class _Endless:
         self.bench = bench
         self.limit = limit
         self.calls = 0
-        self.forwarder: Forwarder | None = None
 
     def __call__(self, batch: Batch) -> int:
         self.calls += 1
@@ -427,14 +426,13 @@ class _Endless:
 
 def test_stop_ends_a_handler_under_load_that_never_pauses(bench: Bench) -> None:
     endless = _Endless(bench, 5000)
-    with closing(
-        bench.forwarder(handler=lambda batch: endless(batch) if endless.calls < 9 else stop(batch))
-    ) as forwarder:
 
-        def stop(batch: Batch) -> int:
+    def handle(batch: Batch) -> int:
+        if endless.calls == 9:
             forwarder.stop()
-            return endless(batch)
+        return endless(batch)
 
+    with closing(bench.forwarder(handler=handle)) as forwarder:
         bench.ports[0].fill(4)
         bench.kernels[0].deliver(4)
         forwarder.run(DEADLINE)
@@ -452,7 +450,7 @@ def test_the_deadline_ends_a_handler_under_load_that_never_pauses(bench: Bench) 
     assert ticks
 
 
-# The tx path ------------------------------------------------------------------------------------------------------------
+# The tx path --------------------------------------------------------------------------------------------------------
 
 
 def transmitted(bench: Bench, template: Template, count: int, **options: Any) -> tuple[list[bytes], Forwarder]:
@@ -581,7 +579,7 @@ def test_a_template_that_fits_no_frame_is_refused() -> None:
                     forwarder._generate(Template((wrong,)), count, rate)
 
 
-# Threads and life -------------------------------------------------------------------------------------------------------
+# Threads and life ---------------------------------------------------------------------------------------------------
 
 
 def test_a_pool_owned_by_another_thread_is_an_error_even_if_fill_is_stocked(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -54,6 +55,14 @@ def test_netns_path() -> None:
 def test_features_are_told_or_not() -> None:
     features = xdp_features("lo")
     assert features is None or isinstance(features, XdpFeatures)
+
+
+def test_asked_from_a_coroutine() -> None:
+    async def ask() -> bool:
+        return find("lo").index == 1 and xdp_features("lo") == expected
+
+    expected = xdp_features("lo")
+    assert asyncio.run(ask())
 
 
 def test_none_is_no_move() -> None:

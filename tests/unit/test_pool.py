@@ -44,7 +44,7 @@ def delta(pool: FramePool, act: Callable[[], object]) -> dict[str, int]:
     return {name: value - before[name] for name, value in pool.stats().as_dict().items() if value != before[name]}
 
 
-# Levels ---------------------------------------------------------------------------------------------------------------
+# Levels -------------------------------------------------------------------------------------------------------------
 
 
 def test_frames_come_out_empty_distinct_and_behind_the_headroom() -> None:
@@ -205,7 +205,7 @@ def test_the_ring_size_is_clamped_as_in_the_kernel(umem: Umem, asked: int, got: 
 @pytest.mark.parametrize("options", [{"ring_size": 0}, {"ring_size": -1}, {"quota": -1}])
 def test_sizes_that_mean_nothing_are_refused(umem: Umem, options: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
-        FramePool(umem, **options)
+        FramePool(umem, **options)  # type: ignore[arg-type]
 
 
 def test_a_umem_has_room_for_255_pools_and_says_so(umem: Umem) -> None:
@@ -225,7 +225,7 @@ def test_memory_that_cannot_be_had_is_a_named_error() -> None:
         Umem(frames=(1 << 32) - 1)
 
 
-# What must be refused -------------------------------------------------------------------------------------------------
+# What must be refused -----------------------------------------------------------------------------------------------
 
 
 def refused_put(pool: FramePool, batch: Batch, error: type[PoolError] = DoubleFreeError) -> PoolError:
@@ -376,7 +376,7 @@ def test_descriptors_of_another_shape_are_refused(pool: FramePool) -> None:
         pool.put(Batch(np.zeros(3, np.uint64), pool.umem.data))
 
 
-# Threads --------------------------------------------------------------------------------------------------------------
+# Threads ------------------------------------------------------------------------------------------------------------
 
 
 def test_owner_calls_from_another_thread_are_refused_and_change_nothing(pool: FramePool) -> None:
@@ -502,7 +502,7 @@ def test_one_put_of_frames_of_many_pools_sends_each_to_its_own(umem: Umem) -> No
         pool.close()
 
 
-# References -----------------------------------------------------------------------------------------------------------
+# References ---------------------------------------------------------------------------------------------------------
 
 
 def test_only_the_last_of_several_references_sends_a_frame_home(pool: FramePool) -> None:
@@ -570,19 +570,21 @@ def test_a_reference_kept_while_the_frame_is_sent_can_be_used_after(pool: FrameP
     refused_put(pool, batch)
 
 
-# Closing --------------------------------------------------------------------------------------------------------------
+# Closing ------------------------------------------------------------------------------------------------------------
 
 
 def test_frames_that_are_out_when_the_pool_closes_go_home_to_the_umem(umem: Umem) -> None:
     pool = FramePool(umem)
     batch = pool.alloc(10)
     pool.close()
-    assert pool.state == "closed"
+    assert (pool.state, pool.inflight) == ("detached", 10)
     pool.close()
     assert umem.free_frames == umem.frames - 10
     assert umem.audit().check().app == 10
     umem.put(batch[:5])
+    assert (pool.state, pool.inflight) == ("detached", 5)
     elsewhere(lambda: umem.put(batch[5:]))
+    assert (pool.state, pool.inflight) == ("closed", 0)
     assert umem.free_frames == umem.frames
     with pytest.raises(DoubleFreeError):
         umem.put(batch)

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -116,21 +117,34 @@ def left(document: dict[str, Any]) -> int:
 # The paths, counted at the far end ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["--native", "--generic"])
-def test_drop_counts_what_was_sent(pair: VethPair, mode: str) -> None:
+def test_drop_counts_what_was_sent(pair: VethPair) -> None:
     count = 20_000
-    with running("drop", *place(pair.near), mode) as drop, Source(pair.far) as source:
-        sent = source.send(count, rate=100_000)
-        assert sent.dropped == 0
+    with running("drop", *place(pair.near)) as drop, Source(pair.far) as source:
+        assert source.send(count, rate=100_000).dropped == 0
         drop.wait_for(f"received {count:,} ")
         document = drop.stop()
     assert (document["received"], left(document)) == (count, 0)
     assert document["ports"][0]["stats"]["rx_bytes"] == 64 * count
     assert document["engine"]["dropped"] == count
-    assert document["granted"][document["ports"][0]["name"]]["xdp_mode"] == mode[2:]
     assert (document["command"], document["interface"]) == ("drop", "a-near")
     assert (document["kernel"], document["stopped_by"]) == (os.uname().release, "SIGINT")
     assert on_hook(pair.near) is None
+
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+def test_drop_in_the_mode_demanded(pair: VethPair, mode: str) -> None:
+    # In generic mode a veth takes no redirected frames, so these go through the far end's stack.
+    with in_netns(pair.far.netns):
+        wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    with wire, running("drop", *place(pair.near), f"--{mode}") as drop:
+        wire.bind((pair.far.name, 0))
+        for n in range(500):
+            wire.send(packets.build(seq=n))
+        drop.wait_for("received 500 ")
+        document = drop.stop()
+    (granted,) = document["granted"].values()
+    assert granted == {"mode": "copy", "xdp_mode": mode, "driver": "veth"}
+    assert (document["received"], left(document)) == (500, 0)
 
 
 def test_forward_delivers_every_packet(lab: Lab) -> None:
@@ -302,7 +316,8 @@ def test_the_screen_comes_and_goes(pair: VethPair, plain: bool) -> None:
         assert process.wait(WITHIN) == 0
         source.stop()
         assert termios.tcgetattr(terminal) == before
-    shown, _, after = drawn.decode().partition("\x1b[?1049l")
+    # The signal may come in the middle of a write, and cut a picture.
+    shown, _, after = drawn.decode(errors="replace").partition("\x1b[?1049l")
     assert shown.count("\x1b[?1049h") == 1
     for part in ("afxdp-pool", "a-near queue 0", "native XDP", "frames owned"):
         assert part in shown

@@ -1,0 +1,136 @@
+"""What a Umem's memory is made of: the providers under the pool.
+
+A provider maps memory that the kernel can register for AF_XDP: whole pages, aligned to a page. It owns the mapping until
+`close()`; a Umem closes the provider it was given. In the kernel this place is taken by the page allocator, or by a
+page_pool's memory provider (include/net/page_pool/memory_provider.h).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+from typing import Protocol
+
+from afxdp_pool.errors import MemoryLimitError
+
+log = logging.getLogger("afxdp_pool")
+
+HUGE_PAGE = 2 << 20
+_MAP_HUGETLB = 0x40000  # asm-generic/mman-common.h; mmap gains the name in Python 3.13
+_MADV_DONTFORK = 10
+
+
+class Memory(Protocol):
+    """What a Umem needs of its memory.
+
+    Attributes:
+        buffer: writable, page-aligned, at least as long as asked for; anything with the buffer protocol.
+        description: what it is made of, for people, e.g. ``"4 KB pages"``.
+    """
+
+    @property
+    def buffer(self) -> mmap.mmap: ...
+
+    @property
+    def description(self) -> str: ...
+
+    def close(self) -> None:
+        """Let go of the memory. Idempotent. Views that numpy still has keep it alive."""
+
+
+class _Mapping:
+    """A mapping and what it is made of."""
+
+    def __init__(self, buffer: mmap.mmap, description: str) -> None:
+        self.buffer = buffer
+        self.description = description
+
+    def close(self) -> None:
+        with contextlib.suppress(BufferError):  # numpy views of it are alive; it goes with the last of them
+            self.buffer.close()
+
+
+class AnonymousMemory(_Mapping):
+    """Private memory of 4 KB pages, not inherited by forked children: the NIC writes to it.
+
+    Args:
+        size: bytes.
+        prefault: touch all of it now, not when the first port registers it.
+
+    Raises:
+        MemoryLimitError: the kernel has not so much.
+    """
+
+    def __init__(self, size: int, *, prefault: bool = False) -> None:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (mmap.MAP_POPULATE if prefault else 0)
+        try:
+            buffer = mmap.mmap(-1, size, flags=flags)
+        except (OSError, ValueError, OverflowError) as error:
+            raise MemoryLimitError(
+                subject=f"{size} bytes",
+                doing="mapping the memory",
+                errno=getattr(error, "errno", 0) or 0,
+                hint="ask for fewer frames",
+            ) from error
+        buffer.madvise(_MADV_DONTFORK)
+        super().__init__(buffer, "4 KB pages")
+
+
+class HugePageMemory(_Mapping):
+    """Private memory of 2 MB pages; fewer entries of the TLB, and of the device's IOMMU.
+
+    Raises:
+        MemoryLimitError: there are not so many huge pages free; the text says how to have them.
+    """
+
+    def __init__(self, size: int, *, prefault: bool = False) -> None:
+        pages = -(-size // HUGE_PAGE)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB | (mmap.MAP_POPULATE if prefault else 0)
+        try:
+            buffer = mmap.mmap(-1, pages * HUGE_PAGE, flags=flags)
+        except (OSError, ValueError, OverflowError) as error:
+            raise MemoryLimitError(
+                f"{pages} huge pages of 2 MB are needed and there are not so many free",
+                hint=f"to have them: sysctl vm.nr_hugepages={pages}",
+            ) from error
+        buffer.madvise(_MADV_DONTFORK)
+        super().__init__(buffer, "2 MB pages")
+
+
+class BpfMemory(_Mapping):
+    """The value of a memory-mapped BPF array map, so that a BPF program sees the same frames as the socket.
+
+    The value is one frame longer than asked for, so that a program may copy a whole frame from any offset in range and
+    the verifier can see that it stays inside.
+
+    Attributes:
+        map: the map, for programs to use. Owned by this object.
+
+    Raises:
+        PrivilegeError, ProgramLoadError: the map was refused: it takes CAP_BPF, and at most 2 GB.
+    """
+
+    def __init__(self, size: int, *, spare: int = 4096) -> None:
+        from afxdp_pool.bpf import BpfMap
+
+        self.map = BpfMap.array("afxdp_umem", size + spare, mappable=True)
+        try:
+            super().__init__(self.map.mmap(), "a BPF array map")
+        except BaseException:
+            self.map.close()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        self.map.close()
+
+
+def best_memory(size: int, *, huge_pages: bool, prefault: bool) -> Memory:
+    """Memory of 2 MB pages if they are asked for and there are enough, else of 4 KB pages, with a line saying so."""
+    if huge_pages:
+        try:
+            return HugePageMemory(size, prefault=prefault)
+        except MemoryLimitError as error:
+            log.warning("%s; using 4 KB pages", error)
+    return AnonymousMemory(size, prefault=prefault)

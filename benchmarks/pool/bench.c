@@ -1,0 +1,479 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The driver of both programs: options, the cases, the clock, one JSON object as the result. See bench.h. */
+#include "bench.h"
+
+#include "handoff.h"
+
+#include <getopt.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define SAMPLES_MAX (1u << 16)
+#define LOST_CPU_NS 100e3 /* a batch that took longer was interrupted: it counts in the median, not in the mean */
+#define RING_BURST 1152   /* the pool's cache and its ring of 1024 */
+#define SLOW_BURST 64     /* what the pool takes from the Umem at once */
+#define SLOW_BURSTS 16
+#define SOLO_BURST 1024
+
+static const char *const case_names[CASES] = {"direct", "ring", "slow", "remote_solo", "remote"};
+static const struct subject *subject;
+static struct options opt = {.bulk = 64, .frames = 8192, .threads = 1, .cpu = -1, .other_cpu = -1, .seconds = 0.3};
+
+void die(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	fputs("bench: ", stderr);
+	vfprintf(stderr, format, arguments);
+	fputc('\n', stderr);
+	va_end(arguments);
+	exit(1);
+}
+
+/* The clock ----------------------------------------------------------------------------------------------------------- */
+
+static double tick_ns, clock_cost; /* nanoseconds a tick; ticks that reading the clock twice costs */
+
+static uint64_t wall_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
+}
+
+static inline uint64_t ticks(void)
+{
+#if defined(__x86_64__)
+	uint32_t aux;
+	uint64_t now = __builtin_ia32_rdtscp(&aux);
+
+	__builtin_ia32_lfence();
+	return now;
+#else
+	return wall_ns();
+#endif
+}
+
+static void clock_start(void)
+{
+	uint64_t wall = wall_ns(), tick = ticks(), least = UINT64_MAX;
+
+	while (wall_ns() - wall < 20000000)
+		for (int i = 0; i < 100; i++) {
+			uint64_t from = ticks(), cost = ticks() - from;
+
+			least = cost < least ? cost : least;
+		}
+	tick_ns = (double)(wall_ns() - wall) / (double)(ticks() - tick);
+	clock_cost = (double)least;
+}
+
+struct samples {
+	double *each; /* nanoseconds a frame */
+	uint32_t n;
+	uint64_t frames; /* in the mean */
+	uint64_t lost;   /* batches left out of the mean */
+	double ns;
+};
+
+static void sample(struct samples *s, uint64_t spent, uint32_t frames)
+{
+	double ns = ((double)spent - clock_cost) * tick_ns;
+
+	if (!s->each)
+		s->each = malloc(SAMPLES_MAX * sizeof(double));
+	s->each[s->n++ % SAMPLES_MAX] = ns / frames;
+	if (ns < LOST_CPU_NS) {
+		s->ns += ns;
+		s->frames += frames;
+	} else {
+		s->lost++;
+	}
+}
+
+static int by_value(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
+
+static void report(const char *name, const struct samples *s)
+{
+	uint32_t n = s->n < SAMPLES_MAX ? s->n : SAMPLES_MAX;
+
+	if (!n)
+		return;
+	qsort(s->each, n, sizeof(double), by_value);
+	printf(", \"%s\": %.4f, \"%s_p10\": %.4f, \"%s_mean\": %.4f", name, s->each[n / 2], name, s->each[n / 10], name,
+	       s->frames ? s->ns / (double)s->frames : 0.0);
+	if (s->lost)
+		printf(", \"%s_lost\": %lu", name, (unsigned long)s->lost);
+}
+
+static void pin(int cpu)
+{
+	cpu_set_t set;
+
+	if (cpu < 0)
+		return;
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	if (sched_setaffinity(0, sizeof(set), &set))
+		die("cannot run on CPU %d", cpu);
+}
+
+/* One thread -------------------------------------------------------------------------------------------------------- */
+
+static struct samples pair_ns, alloc_ns, put_ns;
+static uint64_t moved; /* frames of measured rounds */
+
+static void must_alloc(void *items, uint32_t n)
+{
+	uint32_t got = subject->alloc(items, n);
+
+	if (got != n)
+		die("%s: %u frames wanted, %u got", subject->name, n, got);
+}
+
+/* Callgrind counts inside of this function only: the warm-up is outside. */
+__attribute__((noinline)) static void measured(void (*once)(uint8_t *, bool), uint8_t *items, uint32_t rounds)
+{
+	while (rounds--)
+		once(items, true);
+}
+
+static void repeat(void (*once)(uint8_t *, bool), uint8_t *items)
+{
+	uint64_t end;
+
+	for (int i = 0; i < 100; i++)
+		once(items, false);
+	if (opt.rounds) {
+		measured(once, items, opt.rounds);
+		return;
+	}
+	end = wall_ns() + (uint64_t)(opt.seconds * 1e9);
+	while (wall_ns() < end)
+		measured(once, items, 16);
+}
+
+static void direct_once(uint8_t *items, bool keep)
+{
+	uint32_t pairs = opt.bulk < 64 ? 1024 / opt.bulk : 16;
+	uint64_t from = ticks();
+
+	for (uint32_t i = 0; i < pairs; i++) {
+		must_alloc(items, opt.bulk);
+		subject->put(items, opt.bulk);
+	}
+	if (keep)
+		sample(&pair_ns, ticks() - from, pairs * opt.bulk);
+	moved += keep ? pairs * opt.bulk : 0;
+}
+
+/* Frames stay out for `window` others: their table entries go cold, as with a real application. */
+static void window_once(uint8_t *items, bool keep)
+{
+	static uint32_t at;
+	uint32_t pairs = opt.bulk < 64 ? 1024 / opt.bulk : 16;
+	uint64_t from = ticks();
+
+	for (uint32_t i = 0; i < pairs; i++) {
+		uint8_t *oldest = items + at * subject->item_size;
+
+		subject->put(oldest, opt.bulk);
+		must_alloc(oldest, opt.bulk);
+		at += opt.bulk;
+		if (at == opt.window)
+			at = 0;
+	}
+	if (keep)
+		sample(&pair_ns, ticks() - from, pairs * opt.bulk);
+	moved += keep ? pairs * opt.bulk : 0;
+}
+
+static void burst_once(uint8_t *items, bool keep)
+{
+	uint32_t burst = opt.kind == CASE_RING ? RING_BURST : SOLO_BURST;
+	uint64_t from, between, to;
+
+	from = ticks();
+	for (uint32_t i = 0; i < burst; i += opt.bulk)
+		must_alloc(items + i * subject->item_size, opt.bulk);
+	between = ticks();
+	if (opt.kind == CASE_SOLO)
+		subject->as_other(true);
+	for (uint32_t i = 0; i < burst; i += opt.bulk)
+		subject->put(items + i * subject->item_size, opt.bulk);
+	if (opt.kind == CASE_SOLO)
+		subject->as_other(false);
+	to = ticks();
+	if (!keep)
+		return;
+	moved += burst;
+	sample(&alloc_ns, between - from, burst);
+	sample(&put_ns, to - between, burst);
+	sample(&pair_ns, to - from, burst);
+}
+
+static void slow_once(uint8_t *items, bool keep)
+{
+	uint64_t from = ticks();
+
+	for (int i = 0; i < SLOW_BURSTS; i++) {
+		for (uint32_t k = 0; k < SLOW_BURST; k += opt.bulk)
+			must_alloc(items + k * subject->item_size, opt.bulk);
+		for (uint32_t k = 0; k < SLOW_BURST; k += opt.bulk)
+			subject->put(items + k * subject->item_size, opt.bulk);
+		subject->to_origin();
+	}
+	if (keep)
+		sample(&pair_ns, ticks() - from, SLOW_BURSTS * SLOW_BURST);
+	moved += keep ? SLOW_BURSTS * SLOW_BURST : 0;
+}
+
+static void run_window(void)
+{
+	size_t size = subject->item_size;
+	uint8_t *items = calloc(opt.window, size), *tmp = malloc(size);
+	uint64_t random = 88172645463325252ull;
+
+	if (!items || !tmp)
+		die("no memory");
+	for (uint32_t i = 0; i < opt.window; i += opt.bulk)
+		must_alloc(items + i * size, opt.bulk);
+	for (uint32_t i = opt.window - 1; i; i--) { /* out of order, as packets come back */
+		random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+		uint32_t j = (uint32_t)(random % (i + 1));
+		memcpy(tmp, items + i * size, size);
+		memcpy(items + i * size, items + j * size, size);
+		memcpy(items + j * size, tmp, size);
+	}
+	repeat(window_once, items);
+	for (uint32_t i = 0; i < opt.window; i += opt.bulk)
+		subject->put(items + i * size, opt.bulk);
+	free(items);
+	free(tmp);
+}
+
+static void run_alone(void)
+{
+	uint8_t *items = calloc(RING_BURST + BULK_MAX, subject->item_size);
+
+	if (!items)
+		die("no memory");
+	repeat(opt.kind == CASE_DIRECT ? direct_once : opt.kind == CASE_SLOW ? slow_once : burst_once, items);
+	free(items);
+}
+
+/* Several threads --------------------------------------------------------------------------------------------------- */
+
+static struct returner {
+	struct handoff from_owner;
+	struct samples put_ns;
+	pthread_t thread;
+	uint32_t number;
+} returners[RETURNERS_MAX];
+static _Atomic bool finished;
+
+static void *returner_main(void *argument)
+{
+	struct returner *me = argument;
+
+	pin(opt.other_cpu);
+	subject->enter(me->number);
+	for (;;) {
+		bool last = atomic_load(&finished); /* before the look at the slots */
+		struct slot *slot = handoff_peek(&me->from_owner);
+
+		if (!slot) {
+			if (last)
+				break;
+			sched_yield();
+			continue;
+		}
+		uint64_t from = ticks();
+		subject->put(slot->items, slot->n);
+		sample(&me->put_ns, ticks() - from, slot->n);
+		handoff_release(&me->from_owner);
+	}
+	subject->leave();
+	return NULL;
+}
+
+static void run_remote(void)
+{
+	struct samples all = {0};
+	uint64_t begin, waits = 0, frames = 0;
+
+	for (uint32_t i = 0; i < opt.threads; i++) {
+		returners[i].number = i;
+		if (pthread_create(&returners[i].thread, NULL, returner_main, &returners[i]))
+			die("no thread");
+	}
+	begin = wall_ns();
+	for (uint32_t turn = 0; (turn & 63) || wall_ns() - begin < (uint64_t)(opt.seconds * 1e9); turn++) {
+		struct returner *to = &returners[turn % opt.threads];
+		struct slot *slot = handoff_reserve(&to->from_owner);
+
+		if (!slot) {
+			sched_yield();
+			continue;
+		}
+		uint64_t from = ticks();
+		slot->n = subject->alloc(slot->items, opt.bulk);
+		uint64_t spent = ticks() - from;
+		if (!slot->n) {
+			waits++;
+			sched_yield();
+			continue;
+		}
+		sample(&alloc_ns, spent, slot->n);
+		frames += slot->n;
+		handoff_submit(&to->from_owner);
+	}
+	atomic_store(&finished, true);
+	for (uint32_t i = 0; i < opt.threads; i++)
+		pthread_join(returners[i].thread, NULL);
+	moved = frames;
+	printf(", \"wall\": %.4f, \"waits\": %lu", (double)(wall_ns() - begin) / (double)frames, (unsigned long)waits);
+
+	all.each = malloc((size_t)opt.threads * SAMPLES_MAX * sizeof(double));
+	uint32_t n = 0;
+	for (uint32_t i = 0; i < opt.threads; i++) {
+		struct samples *s = &returners[i].put_ns;
+		uint32_t have = s->n < SAMPLES_MAX ? s->n : SAMPLES_MAX;
+
+		if (have)
+			memcpy(all.each + n, s->each, have * sizeof(double));
+		n += have;
+		all.ns += s->ns;
+		all.frames += s->frames;
+		all.lost += s->lost;
+	}
+	if (!n)
+		return;
+	qsort(all.each, n, sizeof(double), by_value);
+	printf(", \"put\": %.4f, \"put_p10\": %.4f, \"put_mean\": %.4f, \"put_lost\": %lu", all.each[n / 2], all.each[n / 10],
+	       all.frames ? all.ns / (double)all.frames : 0.0, (unsigned long)all.lost);
+	free(all.each);
+}
+
+/* Options ----------------------------------------------------------------------------------------------------------- */
+
+static const struct option long_options[] = {
+	{"subject", required_argument, NULL, 's'}, {"bulk", required_argument, NULL, 'b'},
+	{"frames", required_argument, NULL, 'f'},  {"window", required_argument, NULL, 'w'},
+	{"threads", required_argument, NULL, 't'}, {"seconds", required_argument, NULL, 'd'},
+	{"cpu", required_argument, NULL, 'c'},     {"other-cpu", required_argument, NULL, 'o'},
+	{"rounds", required_argument, NULL, 'r'},  {"callgrind", no_argument, NULL, 'g'},
+	{"list", no_argument, NULL, 'l'},          {"help", no_argument, NULL, 'h'},
+	{NULL, 0, NULL, 0},
+};
+
+static void usage(const char *program)
+{
+	printf("usage: %s [options] direct|ring|slow|remote_solo|remote\n"
+	       "  --subject NAME    what to measure; --list names them, with their cases\n"
+	       "  --bulk N          frames a call, 1 to %d; a divisor of 64 for ring, slow and remote_solo (default 64)\n"
+	       "  --frames N        frames there are (default 8192)\n"
+	       "  --window N        direct: frames that stay out, a multiple of --bulk (default 0: put at once)\n"
+	       "  --threads N       remote: how many give back, up to %d (default 1)\n"
+	       "  --seconds S       how long (default 0.3)\n"
+	       "  --cpu N --other-cpu N   where the owner and where the others run (default: anywhere)\n"
+	       "  --callgrind       a fixed number of rounds, --rounds N (default 100), times are meaningless\n",
+	       program, BULK_MAX, RETURNERS_MAX);
+}
+
+static void list_subjects(void)
+{
+	for (int i = 0; subjects[i]; i++) {
+		printf("%s:", subjects[i]->name);
+		for (int c = 0; c < CASES; c++)
+			if (subjects[i]->cases & 1u << c)
+				printf(" %s", case_names[c]);
+		printf("\n");
+	}
+	exit(0);
+}
+
+static void parse(int argc, char **argv)
+{
+	int c;
+
+	while ((c = getopt_long(argc, argv, "h", long_options, NULL)) != -1)
+		switch (c) {
+		case 's': opt.subject = optarg; break;
+		case 'b': opt.bulk = (uint32_t)strtoul(optarg, NULL, 0); break;
+		case 'f': opt.frames = (uint32_t)strtoul(optarg, NULL, 0); break;
+		case 'w': opt.window = (uint32_t)strtoul(optarg, NULL, 0); break;
+		case 't': opt.threads = (uint32_t)strtoul(optarg, NULL, 0); break;
+		case 'd': opt.seconds = strtod(optarg, NULL); break;
+		case 'c': opt.cpu = atoi(optarg); break;
+		case 'o': opt.other_cpu = atoi(optarg); break;
+		case 'r': opt.rounds = (uint32_t)strtoul(optarg, NULL, 0); break;
+		case 'g': opt.rounds = opt.rounds ? opt.rounds : 100; break;
+		case 'l': list_subjects(); break;
+		default: usage(argv[0]); exit(c == 'h' ? 0 : 2);
+		}
+	if (optind + 1 != argc) {
+		usage(argv[0]);
+		exit(2);
+	}
+	while (opt.kind < CASES && strcmp(argv[optind], case_names[opt.kind]))
+		opt.kind++;
+	if (opt.kind == CASES)
+		die("no case '%s'", argv[optind]);
+	for (int i = 0; subjects[i] && !subject; i++)
+		if (opt.subject ? !strcmp(subjects[i]->name, opt.subject) : subjects[i]->cases & 1u << opt.kind)
+			subject = subjects[i];
+	if (!subject || !(subject->cases & 1u << opt.kind))
+		die("nothing to measure: no such subject, or it has no such case; see --list");
+	if (!opt.bulk || opt.bulk > BULK_MAX || (opt.kind >= CASE_RING && opt.kind <= CASE_SOLO && 64 % opt.bulk))
+		die("bulk %u does not suit the case", opt.bulk);
+	if (!opt.threads || opt.threads > RETURNERS_MAX)
+		die("1 to %d threads", RETURNERS_MAX);
+	if (opt.window && (opt.window % opt.bulk || opt.window + 512 > opt.frames))
+		die("the window must be a multiple of bulk, and 512 frames less than there are");
+	if (opt.frames < 2 * BULK_MAX || (opt.kind == CASE_RING && opt.frames < 2 * RING_BURST) ||
+	    (opt.kind == CASE_SOLO && opt.frames < 2 * SOLO_BURST))
+		die("too few frames for the case");
+}
+
+int main(int argc, char **argv)
+{
+	parse(argc, argv);
+	clock_start();
+	if (bench_start(&opt))
+		die("cannot start");
+	pin(opt.cpu);
+	if (!subject->open(&opt))
+		die("%s: cannot be opened", subject->name);
+	printf("{\"subject\": \"%s\", \"case\": \"%s\", \"bulk\": %u, \"frames\": %u, \"window\": %u, \"threads\": %u", subject->name,
+	       case_names[opt.kind], opt.bulk, opt.frames, opt.window, opt.kind == CASE_REMOTE ? opt.threads : 0);
+	if (opt.kind == CASE_REMOTE)
+		run_remote();
+	else if (opt.window)
+		run_window();
+	else
+		run_alone();
+	report("pair", &pair_ns);
+	report("alloc", &alloc_ns);
+	if (opt.kind != CASE_REMOTE)
+		report("put", &put_ns);
+	printf(", \"moved\": %lu", (unsigned long)moved);
+	subject->counters();
+	uint64_t home = subject->home();
+	printf(", \"home\": %lu}\n", (unsigned long)home);
+	if (home != opt.frames)
+		die("%s: %lu frames of %u came home", subject->name, (unsigned long)home, opt.frames);
+	return 0;
+}

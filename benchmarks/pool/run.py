@@ -1,0 +1,219 @@
+"""Measures the frame pool against DPDK's rte_mempool and rte_ring, interleaved; see README.md for what is compared.
+
+    .venv/bin/python -m benchmarks.pool.run --rounds 7 --output benchmarks/results/pool-NAME.json
+
+Each round runs every subject of a case right after the other, in turning order. The result is the median of the
+rounds, and of the rounds' ratios to the library's pool. Instructions are counted once: they do not depend on the machine's mood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pool import border
+from benchmarks.pool.callgrind import DPDK, POOL, available, build, instructions
+
+HERE = Path(__file__).resolve().parent
+OURS = "afxdp_pool"
+BULKS = (1, 8, 32, 64)
+FRAMES = (1 << 10, 1 << 14, 1 << 17, 1 << 20)
+RETURNERS = (1, 2, 4, 8)
+RIVALS = {
+    "direct": ("mempool", "mempool_cookies"),
+    "ring": ("mempool", "mempool_nocache", "mempool_cookies"),
+    "slow": ("mempool", "mempool_cookies"),
+    "remote_solo": ("ring_spsc", "ring_mpmc", "mempool_nocache"),
+    "remote": ("mempool", "mempool_cookies", "ring_spsc", "ring_mpsc", "ring_mpmc"),
+}
+#: What is compared in each case, and what else is shown.
+MEASURES = {
+    "direct": ("pair",),
+    "ring": ("pair", "alloc", "put"),
+    "slow": ("pair",),
+    "remote_solo": ("pair", "alloc", "put"),
+    "remote": ("put", "alloc_mean", "wall"),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the result: a case, and how it is run."""
+
+    case: str
+    bulk: int = 64
+    frames: int = 8192
+    window: int = 0
+    threads: int = 1
+
+    def __str__(self) -> str:
+        parts = [self.case, f"bulk {self.bulk}"]
+        if self.window:
+            parts.append(f"{self.frames} frames, {self.window} out")
+        if self.case == "remote":
+            parts.append(f"{self.threads} returner{'s' if self.threads > 1 else ''}")
+        return ", ".join(parts)
+
+
+def settings(quick: bool) -> Iterator[Setting]:
+    bulks = (64,) if quick else BULKS
+    for case in ("direct", "ring", "slow", "remote_solo"):
+        yield from (Setting(case, bulk) for bulk in bulks)
+    for frames in FRAMES[::3] if quick else FRAMES:
+        yield Setting("direct", 64, frames, frames // 2)
+    yield from (Setting("remote", bulk) for bulk in bulks[:-1])
+    yield from (Setting("remote", 64, threads=threads) for threads in (RETURNERS[:2] if quick else RETURNERS))
+
+
+def command(setting: Setting, subject: str, seconds: float, cpus: tuple[int, int]) -> list[str]:
+    program = POOL if subject == OURS else DPDK
+    return [
+        *(str(HERE / "build" / program), "--subject", subject, "--seconds", str(seconds)),
+        *("--bulk", str(setting.bulk), "--frames", str(setting.frames), "--window", str(setting.window)),
+        *("--threads", str(setting.threads), "--cpu", str(cpus[0]), "--other-cpu", str(cpus[1]), setting.case),
+    ]
+
+
+def once(setting: Setting, subject: str, seconds: float, cpus: tuple[int, int]) -> dict[str, Any]:
+    done = subprocess.run(
+        command(setting, subject, seconds, cpus), capture_output=True, text=True, timeout=60 + seconds
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"{subject}, {setting}: {done.stderr.strip().splitlines()[-1:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def compare(rounds: list[dict[str, dict[str, Any]]], case: str) -> dict[str, Any]:
+    """Medians of each subject's measures; `ratio` is the median of ours to theirs in the same round, first measure."""
+    first = MEASURES[case][0]
+    subjects = {
+        subject: {key: statistics.median(one[subject][key] for one in rounds) for key in MEASURES[case]}
+        | {"ratio": statistics.median(one[OURS][first] / one[subject][first] for one in rounds)}
+        for subject in rounds[0]
+    }
+    for subject, found in subjects.items():
+        values = [one[subject][first] for one in rounds]
+        found |= {"least": min(values), "most": max(values)}
+    return subjects
+
+
+def table(results: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| case | subject | ns a frame | least to most | ours / this | of it alloc | put | wall | instructions |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for result in results:
+        for subject, found in result["subjects"].items():
+            alloc, put = found.get("alloc", found.get("alloc_mean")), found.get("put")
+            cells = [
+                *(result["name"], subject, f"{found[result['measure']]:.2f}"),
+                *(f"{found['least']:.2f} to {found['most']:.2f}", f"{found['ratio']:.2f}"),
+                *(f"{value:.2f}" if value is not None else "" for value in (alloc, put, found.get("wall"))),
+                f"{found['instructions']:.1f}" if "instructions" in found else "",
+            ]
+            yield f"| {' | '.join(cells)} |"
+
+
+def count(results: list[dict[str, Any]]) -> None:
+    """Add the instructions a frame to each result that has them: those without threads."""
+    for result in results:
+        if result["case"] == "remote" or result["window"]:
+            continue
+        for subject, found in result["subjects"].items():
+            program = POOL if subject == OURS else DPDK
+            counted = instructions(result["case"], bulk=result["bulk"], subject=subject, program=program)
+            found |= {"instructions": counted.total, "instructions_by_function": counted.functions}
+
+
+def python_border(rounds: int, seconds: float) -> dict[str, Any]:
+    samples: dict[str, list[float]] = {}
+    with border.variants() as calls:
+        for _ in range(rounds):
+            for name, call in calls.items():
+                samples.setdefault(name, []).append(border.measure(call, seconds))
+    return {name: {"ns": statistics.median(found), "least": min(found)} for name, found in samples.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.2, help="of each run")
+    parser.add_argument("--quick", action="store_true", help="bulk 64, few sizes, short runs")
+    parser.add_argument("--cases", nargs="+", choices=list(RIVALS), help="only these")
+    parser.add_argument("--cpu", type=int, default=max(os.sched_getaffinity(0)), help="of the owner, and of Python")
+    parser.add_argument("--other-cpu", type=int, default=min(os.sched_getaffinity(0)), help="of all returners")
+    parser.add_argument("--no-rivals", action="store_true", help="without DPDK")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    rounds, seconds = (3, 0.05) if arguments.quick else (arguments.rounds, arguments.seconds)
+    cpus = (arguments.cpu, arguments.other_cpu)
+    build(f"build/{POOL}" if arguments.no_rivals else "all")
+
+    chosen = [one for one in settings(arguments.quick) if not arguments.cases or one.case in arguments.cases]
+    gathered: dict[Setting, list[dict[str, dict[str, Any]]]] = {one: [] for one in chosen}
+    for number in range(rounds):
+        for setting in chosen:
+            subjects = [OURS, *(() if arguments.no_rivals else RIVALS[setting.case])]
+            turn = number % len(subjects)
+            order = subjects[turn:] + subjects[:turn]
+            found = {subject: once(setting, subject, seconds, cpus) for subject in order}
+            gathered[setting].append({subject: found[subject] for subject in subjects})
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    results = [
+        {"name": str(one), **asdict(one), "measure": MEASURES[one.case][0], "subjects": compare(found, one.case)}
+        for one, found in gathered.items()
+    ]
+    if available():
+        count(results)
+    else:
+        print("valgrind is missing: no instructions counted", file=sys.stderr)
+    os.sched_setaffinity(0, {arguments.cpu})
+    python = python_border(rounds, seconds)
+
+    print("\n".join(table(results)))
+    print(f"\n| Python, alloc and put of {border.BATCH} | ns a frame | least |\n|---|---|---|")
+    for name, found in python.items():
+        print(f"| {name} | {found['ns']:.2f} | {found['least']:.2f} |")
+    if arguments.output:
+        write(arguments.output, rounds, seconds, results, python, gathered)
+
+
+def write(
+    path: Path,
+    rounds: int,
+    seconds: float,
+    results: list[dict[str, Any]],
+    python: dict[str, Any],
+    gathered: dict[Setting, list[dict[str, dict[str, Any]]]],
+) -> None:
+    from benchmarks.run import machine
+
+    document = {
+        "command": " ".join(["python", "-m", "benchmarks.pool.run", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine() | {"load": os.getloadavg(), "dpdk": dpdk_version()},
+        "rounds": rounds,
+        "seconds": seconds,
+        "results": results,
+        "python": python,
+        "raw": {str(one): found for one, found in gathered.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def dpdk_version() -> str:
+    done = subprocess.run(["pkg-config", "--modversion", "libdpdk"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "none"
+
+
+if __name__ == "__main__":
+    main()
