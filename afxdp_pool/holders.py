@@ -1,4 +1,4 @@
-"""Who has which frames: the answer to "where did my frames go", from the frame table and, when tracing, from call stacks.
+"""Who has which frames: the answer to "where did my frames go", from the frame table and, if tracing, call stacks.
 
 A `Tracer` notes where frames were handed to the application. It costs a stack walk a batch, so it is off unless
 `Umem(trace=True)` or the environment's ``AFXDP_POOL_TRACE=1`` asks for it.

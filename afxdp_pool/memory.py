@@ -1,6 +1,6 @@
 """What a Umem's memory is made of: the providers under the pool.
 
-A provider maps memory that the kernel can register for AF_XDP: whole pages, aligned to a page. It owns the mapping until
+A provider maps memory that the kernel can register for AF_XDP: whole pages, page-aligned. It owns the mapping until
 `close()`; a Umem closes the provider it was given. In the kernel this place is taken by the page allocator, or by a
 page_pool's memory provider (include/net/page_pool/memory_provider.h).
 """
@@ -30,10 +30,12 @@ class Memory(Protocol):
     """
 
     @property
-    def buffer(self) -> mmap.mmap: ...
+    def buffer(self) -> mmap.mmap:
+        """The mapping."""
 
     @property
-    def description(self) -> str: ...
+    def description(self) -> str:
+        """What it is made of."""
 
     def close(self) -> None:
         """Let go of the memory. Idempotent. Views that numpy still has keep it alive."""
@@ -47,6 +49,7 @@ class _Mapping:
         self.description = description
 
     def close(self) -> None:
+        """Let go of the memory. Idempotent. Views that numpy still has keep it alive."""
         with contextlib.suppress(BufferError):  # numpy views of it are alive; it goes with the last of them
             self.buffer.close()
 
@@ -122,6 +125,7 @@ class BpfMemory(_Mapping):
             raise
 
     def close(self) -> None:
+        """Let go of the memory and of the map. Idempotent."""
         super().close()
         self.map.close()
 

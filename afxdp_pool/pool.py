@@ -120,10 +120,10 @@ class FramePool:
     Args:
         umem: where the frames are.
         ring_size: frames kept beyond the cache of 128 before they go back to the Umem; at most 16384, as in the kernel.
-        quota: most frames to own at once; 0 for no limit. An allocation beyond gets fewer frames (the kernel's page_pool
-            has no such limit).
+        quota: most frames to own at once; 0 for no limit. An allocation beyond gets fewer frames. (The kernel's
+            page_pool has no such limit.)
         init_callback: called with a batch of the frames that have just entered the pool, whole and each once, before
-            any of them is handed out; a place to write headers that stay. In the owner thread; it must not use the pool.
+            any of them is handed out; a place to write headers that stay. In the owner thread; it must not use it.
         on_event: called as ``on_event("hold" or "release", frames)`` when frames (uint32 numbers) enter or leave the
             pool, which happens in bulk and rarely. In whichever thread moves them; it must not use the library.
 
@@ -258,7 +258,7 @@ class FramePool:
     def alloc_fragments(self, n: int, size: int) -> Batch:
         """Up to `n` fragments of frames, several in one frame, each with room for `size` bytes or more: its `len`.
 
-        As page_pool_alloc(): fragments are aligned to 64 bytes; a size above half a frame gets a whole frame; a tail too
+        As page_pool_alloc(): fragments are aligned to 64 bytes; a size above half a frame gets a whole one; a tail too
         short for another fragment goes to the one before. A fragment has one reference, which cannot be multiplied.
         The frame being cut counts as the application's until the pool is done with it, at the latest at `flush()`.
 
@@ -334,7 +334,7 @@ class FramePool:
     def close(self) -> None:
         """Give all idle frames back to the Umem and close the pool. Idempotent.
 
-        Frames still out (with the application or the kernel) come home to the Umem when they are put or completed; until
+        Frames still out (with the application or the kernel) come home to the Umem when put or completed; until
         then the pool's state is ``"detached"``, and `Umem.reap` warns about it from time to time, as the kernel does.
 
         Raises:

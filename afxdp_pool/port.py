@@ -298,11 +298,12 @@ class Port:
         Returns how many; less when the ring is full or the pool empty.
 
         Raises:
-            WrongThreadError: another thread owns the pool.
+            WrongThreadError: another thread owns the pool. PoolClosedError: the pool is closed.
 
         Ownership: the frames are the kernel's until received.
         """
         port = self.native
+        _ = self.pool.native  # or it raises: the number of a closed pool may be another's by now
         if n is None:
             stats = port_stats(port)
             n = max(0, int(port.fill_level) - (stats.fill_submitted - stats.rx_packets - stats.fill_reclaimed))

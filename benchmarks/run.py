@@ -3,8 +3,8 @@
     sudo .venv/bin/python -m benchmarks.run --rounds 7 --output benchmarks/results/NAME.json
 
 Each round runs every engine once on the same two veth pairs: the source floods on CPU 0, the engine runs on CPU 1.
-Forward is counted at the far end by the sink's XDP program; drop by the engine, whose count must equal what was sent less
-what the kernel says it dropped. Machines are shared and noisy: the result is the median of the rounds' ratios.
+Forward is counted at the far end by the sink's XDP program; drop by the engine, whose count must equal what was sent
+less what the kernel says it dropped. Machines are shared and noisy: the result is the median of the rounds' ratios.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ static void state(struct afp_table *t)
 	PLANTED(t, AFP_WRONG_STATE, w = change(t, idle, AFP_STATE_MASK, (uint64_t)AFP_APP << AFP_STATE_SHIFT), word_store(t, idle, w));
 	PLANTED(t, AFP_WRONG_STATE, w = change(t, unowned, AFP_STATE_MASK, (uint64_t)AFP_FILL << AFP_STATE_SHIFT),
 		word_store(t, unowned, w));
-	PLANTED(t, AFP_WRONG_STATE, w = change(t, idle, AFP_STATE_MASK, 9ull << AFP_STATE_SHIFT), word_store(t, idle, w));
+	PLANTED(t, AFP_WRONG_STATE, w = change(t, idle, AFP_STATE_MASK, 7ull << AFP_STATE_SHIFT), word_store(t, idle, w));
 	PLANTED(t, AFP_WRONG_STATE, w = change(t, idle, AFP_OWNER_MASK, AFP_OWNER_MASK), word_store(t, idle, w));
 	was = s.p->cache[0];
 	PLANTED(t, AFP_WRONG_STATE, s.p->cache[0] = frame_of(t, s.held[0].addr), s.p->cache[0] = was);
