@@ -198,11 +198,15 @@ def _open(
                     config=place.config,
                     netns=options.netns,
                     program=programs.get(place.netdev),
+                    paused=True,
                 )
             )
             for place in places
         ]
         forwarder = Forwarder(ports, routes, handler=handler, batch=options.batch)
+        # All at once: the first port's packets do not wait while the others are still being opened.
+        for port in ports:
+            port.resume()
         forwarder._owned = [undo.pop_all()]
     return forwarder
 

@@ -74,6 +74,7 @@ class Port:
         config: ring sizes, mode, directions.
         netns: name of the network namespace it is in; None for the calling thread's.
         program: the XDP program to receive through. None makes one (shared by this process's ports on the netdev).
+        paused: receive nothing before `resume()`: until then the queue's packets go to the kernel's stack.
 
     Each port registers the Umem's memory for itself: so ports differ in mode, and close in any order.
 
@@ -101,6 +102,7 @@ class Port:
         config: PortConfig | None = None,
         netns: str | None = None,
         program: XdpProgram | None = None,
+        paused: bool = False,
     ) -> None:
         self._prepare(pool, netdev, queue, config or PortConfig(), netns)
         where = check_place(netdev, queue, netns)
@@ -112,7 +114,8 @@ class Port:
             if self.config.receive:
                 self._program = program or borrow_program(netdev, netns)
                 self._borrowed = program is None
-                self._program.add_socket(queue, self._port.fd)
+                if not paused:
+                    self.resume()
         except BaseException:
             self.close()
             raise
@@ -147,6 +150,7 @@ class Port:
         self._port = None
         self._program = None
         self._borrowed = False
+        self._receiving = False
         self._last: PortStats | None = None
         self._last_kernel = KernelStats()
 
@@ -288,6 +292,18 @@ class Port:
             self.pool.umem.pages,
         )
 
+    def resume(self) -> None:
+        """Receive the queue's packets (again). Idempotent."""
+        if self._program is not None and not self._receiving:
+            self._program.add_socket(self.queue, self.native.fd)
+            self._receiving = True
+
+    def pause(self) -> None:
+        """Let the queue's packets go to the kernel's stack. Those in the rings stay there. Idempotent."""
+        if self._program is not None and self._receiving:
+            self._program.remove_socket(self.queue)
+            self._receiving = False
+
     def fileno(self) -> int:
         """The socket, for poll and select: readable when packets wait. Owned by the port; -1 in memory."""
         return int(self.native.fd)
@@ -382,11 +398,9 @@ class Port:
         """
         if self._port is None:
             return
-        if self._program is not None:
-            if self._port.fd >= 0:
-                self._program.remove_socket(self.queue)
-            if self._borrowed:
-                return_program(self._program)
+        self.pause()
+        if self._program is not None and self._borrowed:
+            return_program(self._program)
         self._last_kernel = self.kernel_stats()
         lib.afp_port_close(self._port)
         self._last = port_stats(self._port)

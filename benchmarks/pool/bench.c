@@ -22,7 +22,7 @@
 
 static const char *const case_names[CASES] = {"direct", "ring", "slow", "remote_solo", "remote"};
 static const struct subject *subject;
-static struct options opt = {.bulk = 64, .frames = 8192, .threads = 1, .cpu = -1, .other_cpu = -1, .seconds = 0.3};
+static struct options opt = {.bulk = 64, .frames = 8192, .threads = 1, .cpu = -1, .seconds = 0.3};
 
 void die(const char *format, ...)
 {
@@ -284,11 +284,26 @@ static struct returner {
 } returners[RETURNERS_MAX];
 static _Atomic bool finished;
 
+/* Threads that have CPUs of their own wait on them; others let each other run. */
+static void wait_a_little(void)
+{
+	if (opt.threads > opt.other_cpus)
+		sched_yield();
+	else
+		for (int i = 0; i < 16; i++)
+#if defined(__x86_64__)
+			__builtin_ia32_pause();
+#else
+			__asm__ volatile("" ::: "memory");
+#endif
+}
+
 static void *returner_main(void *argument)
 {
 	struct returner *me = argument;
 
-	pin(opt.other_cpu);
+	if (opt.other_cpus)
+		pin(opt.other_cpu[me->number % opt.other_cpus]);
 	subject->enter(me->number);
 	for (;;) {
 		bool last = atomic_load(&finished); /* before the look at the slots */
@@ -297,7 +312,7 @@ static void *returner_main(void *argument)
 		if (!slot) {
 			if (last)
 				break;
-			sched_yield();
+			wait_a_little();
 			continue;
 		}
 		uint64_t from = ticks();
@@ -325,7 +340,7 @@ static void run_remote(void)
 		struct slot *slot = handoff_reserve(&to->from_owner);
 
 		if (!slot) {
-			sched_yield();
+			wait_a_little();
 			continue;
 		}
 		uint64_t from = ticks();
@@ -333,7 +348,7 @@ static void run_remote(void)
 		uint64_t spent = ticks() - from;
 		if (!slot->n) {
 			waits++;
-			sched_yield();
+			wait_a_little();
 			continue;
 		}
 		sample(&alloc_ns, spent, slot->n);
@@ -373,7 +388,7 @@ static const struct option long_options[] = {
 	{"subject", required_argument, NULL, 's'}, {"bulk", required_argument, NULL, 'b'},
 	{"frames", required_argument, NULL, 'f'},  {"window", required_argument, NULL, 'w'},
 	{"threads", required_argument, NULL, 't'}, {"seconds", required_argument, NULL, 'd'},
-	{"cpu", required_argument, NULL, 'c'},     {"other-cpu", required_argument, NULL, 'o'},
+	{"cpu", required_argument, NULL, 'c'},     {"other-cpus", required_argument, NULL, 'o'},
 	{"rounds", required_argument, NULL, 'r'},  {"callgrind", no_argument, NULL, 'g'},
 	{"list", no_argument, NULL, 'l'},          {"help", no_argument, NULL, 'h'},
 	{NULL, 0, NULL, 0},
@@ -388,7 +403,8 @@ static void usage(const char *program)
 	       "  --window N        direct: frames that stay out, a multiple of --bulk (default 0: put at once)\n"
 	       "  --threads N       remote: how many give back, up to %d (default 1)\n"
 	       "  --seconds S       how long (default 0.3)\n"
-	       "  --cpu N --other-cpu N   where the owner and where the others run (default: anywhere)\n"
+	       "  --cpu N           where the owner runs (default: anywhere)\n"
+	       "  --other-cpus N,.. where the others run, in turn; as many as threads, and they never yield\n"
 	       "  --callgrind       a fixed number of rounds, --rounds N (default 100), times are meaningless\n",
 	       program, BULK_MAX, RETURNERS_MAX);
 }
@@ -405,6 +421,12 @@ static void list_subjects(void)
 	exit(0);
 }
 
+static void parse_cpus(char *list)
+{
+	for (char *one = strtok(list, ","); one && opt.other_cpus < RETURNERS_MAX; one = strtok(NULL, ","))
+		opt.other_cpu[opt.other_cpus++] = atoi(one);
+}
+
 static void parse(int argc, char **argv)
 {
 	int c;
@@ -418,7 +440,7 @@ static void parse(int argc, char **argv)
 		case 't': opt.threads = (uint32_t)strtoul(optarg, NULL, 0); break;
 		case 'd': opt.seconds = strtod(optarg, NULL); break;
 		case 'c': opt.cpu = atoi(optarg); break;
-		case 'o': opt.other_cpu = atoi(optarg); break;
+		case 'o': parse_cpus(optarg); break;
 		case 'r': opt.rounds = (uint32_t)strtoul(optarg, NULL, 0); break;
 		case 'g': opt.rounds = opt.rounds ? opt.rounds : 100; break;
 		case 'l': list_subjects(); break;

@@ -12,6 +12,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define RETURNERS_MAX 16
+#define BULK_MAX 256
+
 enum bench_case {
 	CASE_DIRECT, /* alloc and put, in the owner; with a window, put those taken longest ago */
 	CASE_RING,   /* more taken and put than the cache holds */
@@ -26,7 +29,9 @@ struct options {
 	enum bench_case kind;
 	uint32_t bulk, frames, window, threads;
 	uint32_t rounds; /* count instead of time: this many rounds after the warm-up, for callgrind */
-	int cpu, other_cpu;
+	int cpu;
+	int other_cpu[RETURNERS_MAX]; /* the returners' CPUs in turn */
+	uint32_t other_cpus;
 	double seconds;
 };
 
@@ -44,9 +49,6 @@ struct subject {
 	uint64_t (*home)(void); /* in the owner, at the end: idle frames counted one by one; must be all of them */
 	void (*counters)(void); /* may print `, "key": number` to stdout */
 };
-
-#define RETURNERS_MAX 16
-#define BULK_MAX 256
 
 extern const struct subject *const subjects[]; /* ends with NULL */
 int bench_start(const struct options *o);      /* the program's own start, before the subject is opened */

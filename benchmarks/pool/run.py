@@ -3,7 +3,8 @@
     .venv/bin/python -m benchmarks.pool.run --rounds 7 --output benchmarks/results/pool-NAME.json
 
 Each round runs every subject of a case right after the other, in turning order. The result is the median of the
-rounds, and of the rounds' ratios to the library's pool. Instructions are counted once: they do not depend on the machine's mood.
+rounds, and of the rounds' ratios to the library's pool. Instructions are counted once:
+they do not depend on the machine's mood.
 """
 
 from __future__ import annotations
@@ -74,16 +75,16 @@ def settings(quick: bool) -> Iterator[Setting]:
     yield from (Setting("remote", 64, threads=threads) for threads in (RETURNERS[:2] if quick else RETURNERS))
 
 
-def command(setting: Setting, subject: str, seconds: float, cpus: tuple[int, int]) -> list[str]:
+def command(setting: Setting, subject: str, seconds: float, cpus: tuple[int, str]) -> list[str]:
     program = POOL if subject == OURS else DPDK
     return [
         *(str(HERE / "build" / program), "--subject", subject, "--seconds", str(seconds)),
         *("--bulk", str(setting.bulk), "--frames", str(setting.frames), "--window", str(setting.window)),
-        *("--threads", str(setting.threads), "--cpu", str(cpus[0]), "--other-cpu", str(cpus[1]), setting.case),
+        *("--threads", str(setting.threads), "--cpu", str(cpus[0]), "--other-cpus", cpus[1], setting.case),
     ]
 
 
-def once(setting: Setting, subject: str, seconds: float, cpus: tuple[int, int]) -> dict[str, Any]:
+def once(setting: Setting, subject: str, seconds: float, cpus: tuple[int, str]) -> dict[str, Any]:
     done = subprocess.run(
         command(setting, subject, seconds, cpus), capture_output=True, text=True, timeout=60 + seconds
     )
@@ -149,12 +150,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="bulk 64, few sizes, short runs")
     parser.add_argument("--cases", nargs="+", choices=list(RIVALS), help="only these")
     parser.add_argument("--cpu", type=int, default=max(os.sched_getaffinity(0)), help="of the owner, and of Python")
-    parser.add_argument("--other-cpu", type=int, default=min(os.sched_getaffinity(0)), help="of all returners")
+    parser.add_argument("--other-cpus", help="of the returners, in turn: 0,2,3 (default: all but the owner's)")
     parser.add_argument("--no-rivals", action="store_true", help="without DPDK")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     rounds, seconds = (3, 0.05) if arguments.quick else (arguments.rounds, arguments.seconds)
-    cpus = (arguments.cpu, arguments.other_cpu)
+    others = sorted(os.sched_getaffinity(0) - {arguments.cpu})[:16]
+    cpus = (arguments.cpu, arguments.other_cpus or ",".join(map(str, others)))
     build(f"build/{POOL}" if arguments.no_rivals else "all")
 
     chosen = [one for one in settings(arguments.quick) if not arguments.cases or one.case in arguments.cases]

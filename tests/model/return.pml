@@ -10,7 +10,8 @@
  *
  * Mutants, each must fail:  NO_GENERATION  NO_STATE  PLAIN_TAKE  PLAIN_PUSH  OWNER_IGNORES_CLAIM
  * Limits, each must fail, and show what is not promised:  GENERATIONS=2  REPORTED
- * Variants that must pass:  NO_CLAIM (only the report of a mistake rests on the claim)  REPORTED with CLAIM_KEPT
+ * Variants, each must pass:  NO_CLAIM (only the report of a mistake rests on the claim)
+ *                            REPORTED CLAIM_FIRST (the claim is looked at before the word, and stays)
  */
 #ifndef LIVES
 #define LIVES 3
@@ -18,7 +19,7 @@
 #ifndef GENERATIONS
 #define GENERATIONS 100 /* stands for 65535: more than there are lives */
 #endif
-#define POSTS 4
+#define POSTS (LIVES + 1)
 #define GEN_OF(life) (((life) - 1) % GENERATIONS + 1)
 
 /* The frame word: generation and state. References are the other model's. */
@@ -64,19 +65,28 @@ inline goes_home(gen)
 	}
 }
 
+#define HELD(l) (word == WORD(GEN_OF(l), APP))
+#ifdef NO_CLAIM
+#define CLAIMED(l) false
+#else
+#define CLAIMED(l) (returned == GEN_OF(l))
+#endif
+#ifdef CLAIM_FIRST
+#define FIRST_LOOK(l) !CLAIMED(l)
+#define SECOND_LOOK(l) HELD(l)
+#else
+#define FIRST_LOOK(l) HELD(l)
+#define SECOND_LOOK(l) !CLAIMED(l)
+#endif
+
 /* afp_put() in another thread than the owner's. */
 inline put_remotely(l)
 {
 	d_step { ok = false; begun = begun || l == life }
 	if
-	:: word == WORD(GEN_OF(l), APP) ->
+	:: FIRST_LOOK(l) ->
 		if
-#ifndef NO_CLAIM
-		:: returned == GEN_OF(l)
-		:: else ->
-#else
-		:: true ->
-#endif
+		:: SECOND_LOOK(l) ->
 			returned = GEN_OF(l);
 			d_step {
 				ok = true;
@@ -96,6 +106,7 @@ inline put_remotely(l)
 			:: d_step { head != next[post] -> next[post] = head }
 			od
 #endif
+		:: else
 		fi
 	:: else
 	fi
@@ -130,13 +141,13 @@ inline put_directly(l, how, again)
 {
 	begun = begun || l == life;
 	if
-	:: word == WORD(GEN_OF(l), APP) ->
+	:: HELD(l) ->
 		if
-#if !defined(OWNER_IGNORES_CLAIM) && !defined(NO_CLAIM)
-		:: returned == GEN_OF(l) -> assert(MISTAKE(how))
-		:: else ->
-#else
+#ifdef OWNER_IGNORES_CLAIM
 		:: true ->
+#else
+		:: CLAIMED(l) -> assert(MISTAKE(how))
+		:: else ->
 #endif
 #ifndef NO_CLAIM
 			assert(!again || raced); /* given back before: the second is told so */
@@ -162,7 +173,7 @@ inline put_directly(l, how, again)
 inline accept_post()
 {
 	w = word;
-#ifndef CLAIM_KEPT
+#ifndef CLAIM_FIRST
 	if
 	:: returned == entry[post] -> returned = 0
 	:: else
