@@ -203,10 +203,10 @@ def _open(
             )
             for place in places
         ]
-        forwarder = Forwarder(ports, routes, handler=handler, batch=options.batch)
         # All at once: the first port's packets do not wait while the others are still being opened.
         for port in ports:
             port.resume()
+        forwarder = Forwarder(ports, routes, handler=handler, batch=options.batch)
         forwarder._owned = [undo.pop_all()]
     return forwarder
 

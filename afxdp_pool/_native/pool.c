@@ -58,7 +58,7 @@ void afp_pool_ring_put(struct afp_pool *p, uint32_t frame)
 }
 
 /* Accept one posted frame, or refuse it: the owner alone decides, so of two posts of one life one is honoured. */
-static bool accept_post(struct afp_pool *p, uint64_t entry)
+static inline bool accept_post(struct afp_pool *p, uint64_t entry)
 {
 	struct afp_table *t = p->table;
 	uint32_t frame = (uint32_t)entry;
@@ -76,7 +76,7 @@ static bool accept_post(struct afp_pool *p, uint64_t entry)
 }
 
 /* Take the whole inbox. Owner thread, or the holder of the table's lock once the pool is detached. */
-static uint32_t collect(struct afp_pool *p, void (*keep)(struct afp_pool *, uint32_t))
+static inline __attribute__((always_inline)) uint32_t collect(struct afp_pool *p, void (*keep)(struct afp_pool *, uint32_t))
 {
 	/* Not relaxed: a pool that closes sets `life`, then looks here, as afp_pool_destroy() explains. */
 	struct afp_post *post = atomic_load(&p->inbox);

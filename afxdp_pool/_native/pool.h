@@ -48,8 +48,13 @@ typedef void (*afp_pool_hook)(void *user, int event, const uint32_t *frames, uin
 struct afp_post {
 	struct afp_post *next;
 	uint32_t n, room;
-	uint64_t entry[]; /* frame:32 | gen:16 | from:16 (enum afp_state the frame must be in) */
+	uint64_t entry[]; /* from:16 (enum afp_state the frame must be in) | gen:16 | frame:32 */
 };
+
+static inline uint64_t post_entry(uint32_t frame, uint16_t gen, enum afp_state from)
+{
+	return (uint64_t)from << 48 | (uint64_t)gen << 32 | frame;
+}
 
 enum afp_life { AFP_DEAD = 0, AFP_LIVE, AFP_DETACHED };
 
@@ -130,6 +135,7 @@ struct afp_box {
 	uintptr_t self;
 	uint32_t room; /* frames the batch may still post */
 	uint32_t used;
+	uint32_t last; /* the slot posted to last, if any is used */
 	struct afp_pool *pool[AFP_BOX_POOLS];
 	struct afp_post *post[AFP_BOX_POOLS];
 	struct afp_pool *mine; /* the last pool found to be owned by this thread */

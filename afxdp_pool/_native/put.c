@@ -43,9 +43,10 @@ bool afp_box_add(struct afp_box *box, struct afp_pool *p, uint32_t frame, uint16
 		box->pool[slot] = p;
 		box->post[slot] = post;
 	}
+	box->last = slot;
 	post = box->post[slot];
 	atomic_store_explicit(&p->table->returned[frame], gen, memory_order_relaxed);
-	post->entry[post->n++] = (uint64_t)frame | (uint64_t)gen << 32 | (uint64_t)from << 48;
+	post->entry[post->n++] = post_entry(frame, gen, from);
 	return true;
 }
 
@@ -148,6 +149,33 @@ static uint32_t put_direct(struct afp_table *t, struct afp_pool *p, const struct
 	return i;
 }
 
+/* The same for frames of another thread's pool, the one posted to last: claimed, and added to its post. */
+static uint32_t put_posted(struct afp_table *t, const struct afp_pool *p, struct afp_post *post, const struct afp_desc *descs,
+			   uint32_t n)
+{
+	const uint64_t size = t->size, held = word_in_app(p);
+	const uint32_t shift = t->frame_shift, room = post->room - post->n;
+	_Atomic uint64_t *const word = t->word;
+	_Atomic uint16_t *const returned = t->returned;
+	uint64_t *const entry = post->entry + post->n;
+	uint32_t i;
+
+	n = n < room ? n : room;
+	for (i = 0; i < n; i++) {
+		uint64_t gen = descs[i].gen;
+		uint64_t frame = descs[i].addr >> shift;
+
+		if (unlikely(descs[i].addr >= size) ||
+		    unlikely(atomic_load_explicit(&word[frame], memory_order_relaxed) != (held | gen << AFP_GEN_SHIFT)) ||
+		    unlikely(atomic_load_explicit(&returned[frame], memory_order_relaxed) == gen))
+			break;
+		atomic_store_explicit(&returned[frame], (uint16_t)gen, memory_order_relaxed);
+		entry[i] = post_entry((uint32_t)frame, (uint16_t)gen, AFP_APP);
+	}
+	post->n += i;
+	return i;
+}
+
 uint32_t afp_put(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused)
 {
 	struct afp_box box = {.self = afp_self(), .room = n};
@@ -162,6 +190,11 @@ uint32_t afp_put(struct afp_table *t, const struct afp_desc *descs, uint32_t n, 
 			box.cached += run;
 			i += run;
 			if (likely(i == n))
+				break;
+		}
+		if (box.used) {
+			i += put_posted(t, box.pool[box.last], box.post[box.last], descs + i, n - i);
+			if (i == n)
 				break;
 		}
 		reason = put_one(t, &box, &descs[i]);

@@ -10,8 +10,10 @@
  * Each access to the word is one step. Every thread does every sequence of operations it may.
  *
  * Mutants, each must fail:  PLAIN_DECREMENT  PLAIN_LEND  DECIDES_ONCE  STAYS_TX
- * Limits, each must fail, and show what a broken rule costs:  SENT_AND_PUT=sender (SENT_AND_PUT=0: by the owner) with
- * COMES_HOME or ONLY_ONCE: one reference, which one thread sends and another puts at the same time.
+ * Limits, each must fail, and show what a broken rule costs: one reference, which one thread sends while another puts it.
+ *   SENT_AND_PUT=SENDER or OWNER, the thread that sends, with the property in question:  COMES_HOME  ONLY_ONCE
+ * Variant, with which these pass:  GUARDED (lend_to_tx() outside the owner's thread by compare-and-swap for one reference
+ * too, and a completion that does not heed the claim of a put)
  */
 
 /* The frame word: holder | state | tx | refs. The generation is return.pml's. */
@@ -19,24 +21,32 @@
 #define APP 1
 #define TX 2
 #define SEVERAL 3 /* holders: 0 none, a port's number from 1 */
-#define WORD(holder, state, tx, refs) ((holder) * 64 + (state) * 16 + (tx) * 4 + (refs))
-#define REFS(w) ((w) % 4)
-#define SENT(w) ((w) / 4 % 4)
-#define STATE(w) ((w) / 16 % 4)
-#define HOLDER(w) ((w) / 64)
+#define WORD(holder, state, tx, refs) ((holder) * 256 + (state) * 64 + (tx) * 8 + (refs))
+#define REFS(w) ((w) % 8)
+#define SENT(w) ((w) / 8 % 8)
+#define STATE(w) ((w) / 64 % 4)
+#define HOLDER(w) ((w) / 256)
 #define ONE_REF 1
-#define ONE_TX 4
-#define MAX_REFS 3
+#define ONE_TX 8
 
 /* Threads; a port has its thread's number and one. */
 #define OWNER 0
 #define SENDER 1
 #define APPLICATION 2
 
-byte word;
+short word;
 bool returned; /* the claim, of this one life */
 byte cache;
 chan inbox = [3] of { byte /* the state the frame must be in */ };
+
+/* Is the word of a frame lent with its only reference simply stored? Does a return look for a claim? */
+#ifdef GUARDED
+#define STORES (self == OWNER)
+#define HEEDS_CLAIM(from) (from == APP)
+#else
+#define STORES true
+#define HEEDS_CLAIM(from) true
+#endif
 
 /* Only the properties see these. */
 byte live;     /* references that somebody has, in hand or in a ring, and has not begun to give back */
@@ -69,7 +79,7 @@ inline refuse()
 inline go_home(from)
 {
 	if
-	:: returned -> refuse()
+	:: returned && HEEDS_CLAIM(from) -> refuse()
 	:: else ->
 		if
 		:: self == OWNER -> goes_home()
@@ -79,8 +89,6 @@ inline go_home(from)
 }
 
 #define HELD(w) ((STATE(w) == APP || STATE(w) == TX) && REFS(w) > SENT(w))
-/* Continue `branch` with the new word, or look again. */
-#define CAS(new) atomic { word == w -> word = new; break }
 #define ELSE_AGAIN atomic { word != w -> w = word }
 
 /* afp_put() */
@@ -132,8 +140,10 @@ inline lend()
 	:: else ->
 		if
 		:: REFS(w) == 1 ->
-			d_step { word = WORD(port, TX, 1, 1); have--; sent++ }
-			break
+			if
+			:: atomic { STORES || word == w -> word = WORD(port, TX, 1, 1); have--; sent++; break }
+			:: atomic { !STORES && word != w -> w = word }
+			fi
 		:: REFS(w) > 1 ->
 #ifdef PLAIN_LEND
 			d_step { word = WORD(SEVERAL, TX, SENT(w) + 1, REFS(w)); clones++; have--; sent++ }
@@ -192,7 +202,8 @@ inline accept_post()
 
 proctype thread(byte self; byte have; bool takes)
 {
-	byte port = self + 1, sent, clones, w, next, from;
+	byte port = self + 1, sent, clones, from;
+	short w, next;
 
 	do
 	:: have > 0 -> put()
@@ -202,7 +213,9 @@ proctype thread(byte self; byte have; bool takes)
 	:: self == OWNER && nempty(inbox) -> accept_post()
 	:: have == 0 && sent == 0 -> break
 	od;
+#ifndef SENT_AND_PUT
 	assert(clones == 0);
+#endif
 	ended++;
 	/* The owner stays to collect. */
 	do
@@ -211,26 +224,32 @@ proctype thread(byte self; byte have; bool takes)
 	od
 }
 
-#ifdef SENT_AND_PUT
-/* One reference; two threads believe that it is theirs. */
-init
-{
-	byte r;
-
-	atomic { live = 2; word = WORD(0, APP, 0, 1) }
-}
+#ifndef SENT_AND_PUT
+#define REFERENCES 3
+#define HAS(self) 1
 #else
+#define REFERENCES 1
+#define HAS(self) (self == SENT_AND_PUT || self == APPLICATION)
+#endif
+
 init
 {
 	atomic {
-		live = 3;
-		word = WORD(0, APP, 0, 3);
-		run thread(OWNER, 1, false);
-		run thread(SENDER, 1, false);
-		run thread(APPLICATION, 1, false)
+		live = REFERENCES;
+		word = WORD(0, APP, 0, REFERENCES);
+		run thread(OWNER, HAS(OWNER), REFERENCES > 1);
+		run thread(SENDER, HAS(SENDER), REFERENCES > 1);
+		run thread(APPLICATION, HAS(APPLICATION), REFERENCES > 1)
 	}
 	ended == 3 && _nr_pr == 1;
+#ifndef SENT_AND_PUT
 	assert(homes == 1 && cache == 1 && live == 0);
 	assert(word == WORD(0, POOL, 0, 0) && empty(inbox))
-}
 #endif
+#ifdef COMES_HOME
+	assert(cache > 0)
+#endif
+#ifdef ONLY_ONCE
+	assert(cache < 2) /* it is not in two free places */
+#endif
+}
