@@ -193,7 +193,9 @@ static inline enum afp_state seen_state(const struct afp_table *t, uint32_t fram
 	uint64_t w = word_load(t, frame);
 	uint16_t claimed = atomic_load_explicit(&t->returned[frame], memory_order_relaxed);
 
-	return claimed && claimed == word_gen(w) ? AFP_POOL : word_state(w) % AFP_STATES;
+	if (claimed == word_gen(w) && (word_state(w) == AFP_APP || word_state(w) == AFP_TX))
+		return AFP_POOL;
+	return word_state(w) % AFP_STATES;
 }
 
 void afp_frame_states(const struct afp_table *t, uint8_t *out)

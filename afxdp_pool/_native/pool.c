@@ -58,7 +58,7 @@ void afp_pool_ring_put(struct afp_pool *p, uint32_t frame)
 }
 
 /* Accept one posted frame, or refuse it: the owner alone decides, so of two posts of one life one is honoured. */
-static inline bool accept_post(struct afp_pool *p, uint64_t entry)
+static bool accept_post(struct afp_pool *p, uint64_t entry)
 {
 	struct afp_table *t = p->table;
 	uint32_t frame = (uint32_t)entry;
@@ -68,15 +68,40 @@ static inline bool accept_post(struct afp_pool *p, uint64_t entry)
 	bool good = word_gen(w) == gen && word_state(w) == from && word_owner(w) == p->id && word_refs(w) == 1 &&
 		    word_tx(w) == (from == AFP_TX);
 
-	if (atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == gen)
-		atomic_store_explicit(&t->returned[frame], 0, memory_order_relaxed);
+	/* The claim of a frame that came home is left: it is of a life that ended. A refused one must not stop its holder. */
 	if (good)
 		word_store(t, frame, word_make(gen, 0, AFP_POOL, p->id, 0, 0));
+	else if (atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == gen)
+		atomic_store_explicit(&t->returned[frame], 0, memory_order_relaxed);
 	return good;
 }
 
+/* The common case of accept_post(), a run of frames into the ring: stops at the first that is otherwise, or for room. */
+static uint32_t accept_run(struct afp_pool *p, const struct afp_post *post, uint32_t n)
+{
+	const uint64_t held = word_in_app(p), idle = word_make(0, 0, AFP_POOL, p->id, 0, 0);
+	const uint32_t room = p->ring_size - ring_count(p), mask = p->ring_mask;
+	_Atomic uint64_t *const word = p->table->word;
+	uint32_t *const ring = p->ring;
+	uint32_t head = p->ring_head, i;
+
+	n = n < room ? n : room;
+	for (i = 0; i < n; i++) {
+		uint64_t entry = post->entry[i], gen = entry << 16 & AFP_GEN_MASK;
+		uint32_t frame = (uint32_t)entry;
+
+		if (unlikely(entry >> 48 != AFP_APP || atomic_load_explicit(&word[frame], memory_order_relaxed) != (held | gen)))
+			break;
+		atomic_store_explicit(&word[frame], idle | gen, memory_order_relaxed);
+		ring[head++ & mask] = frame;
+	}
+	p->ring_head = head;
+	bump(&p->stat[S_RING], i);
+	return i;
+}
+
 /* Take the whole inbox. Owner thread, or the holder of the table's lock once the pool is detached. */
-static inline __attribute__((always_inline)) uint32_t collect(struct afp_pool *p, void (*keep)(struct afp_pool *, uint32_t))
+static uint32_t collect(struct afp_pool *p, void (*keep)(struct afp_pool *, uint32_t))
 {
 	/* Not relaxed: a pool that closes sets `life`, then looks here, as afp_pool_destroy() explains. */
 	struct afp_post *post = atomic_load(&p->inbox);
@@ -87,9 +112,9 @@ static inline __attribute__((always_inline)) uint32_t collect(struct afp_pool *p
 	post = atomic_exchange(&p->inbox, NULL);
 	while (post) {
 		struct afp_post *next = post->next;
-		uint32_t refused = 0;
+		uint32_t refused = 0, i = keep == afp_pool_ring_put ? accept_run(p, post, post->n) : 0;
 
-		for (uint32_t i = 0; i < post->n; i++) {
+		for (; i < post->n; i++) {
 			if (likely(accept_post(p, post->entry[i])))
 				keep(p, (uint32_t)post->entry[i]);
 			else
@@ -120,9 +145,13 @@ static bool refill(struct afp_pool *p)
 		n = ring_count(p);
 	}
 	if (n) {
+		uint32_t at = p->ring_tail & p->ring_mask, straight = p->ring_mask + 1 - at;
+
 		n = n < AFP_REFILL ? n : AFP_REFILL;
-		for (uint32_t i = 0; i < n; i++)
-			p->cache[i] = p->ring[p->ring_tail++ & p->ring_mask];
+		straight = n < straight ? n : straight;
+		memcpy(p->cache, p->ring + at, straight * sizeof(p->ring[0]));
+		memcpy(p->cache + straight, p->ring, (n - straight) * sizeof(p->ring[0]));
+		p->ring_tail += n;
 		p->ncache = n;
 		bump(&p->stat[S_REFILL], 1);
 		return true;
@@ -355,6 +384,13 @@ void afp_pool_read_stats(const struct afp_pool *p, struct afp_pool_stats *out)
 	out->release_cnt = atomic_load_explicit(&p->release_cnt, memory_order_relaxed);
 }
 
+/* The next generation would be 0, which is never given out: 1 it is. A claim of that number is of a life 65535 lives ago. */
+void afp_wrap_generation(struct afp_table *t, uint32_t frame, uint64_t *w)
+{
+	*w += AFP_ONE_GEN;
+	atomic_store_explicit(&t->returned[frame], 0, memory_order_relaxed);
+}
+
 /* From the top of the cache into descriptors: POOL becomes APP, one reference, the next generation. */
 static void hand_out(struct afp_pool *p, struct afp_desc *out, uint32_t n)
 {
@@ -362,19 +398,21 @@ static void hand_out(struct afp_pool *p, struct afp_desc *out, uint32_t n)
 	const uint64_t change = word_in_app(p) - word_make(0, 0, AFP_POOL, p->id, 0, 0) + AFP_ONE_GEN;
 	const uint64_t headroom = t->headroom;
 	const uint32_t shift = t->frame_shift;
-	const uint32_t *const top = p->cache + p->ncache - 1;
+	const uint32_t *from = p->cache + p->ncache;
 	_Atomic uint64_t *const word = t->word;
 
-	for (uint32_t i = 0; i < n; i++) {
-		uint64_t frame = *(top - i);
-		uint64_t w = atomic_load_explicit(&word[frame], memory_order_relaxed) + change;
-
-		if (unlikely(!word_gen(w)))
-			w += AFP_ONE_GEN; /* generation 0 is never given out */
-		atomic_store_explicit(&word[frame], w, memory_order_relaxed);
-		out[i] = (struct afp_desc){.addr = (frame << shift) + headroom, .gen = word_gen(w)};
-	}
 	p->ncache -= n;
+#pragma GCC unroll 4
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t frame = *--from, w;
+
+		if (unlikely(__builtin_add_overflow(atomic_load_explicit(&word[frame], memory_order_relaxed), change, &w)))
+			afp_wrap_generation(t, (uint32_t)frame, &w);
+		atomic_store_explicit(&word[frame], w, memory_order_relaxed);
+		out[i].addr = (frame << shift) + headroom;
+		w &= AFP_GEN_MASK; /* and no length, no options: one store */
+		memcpy(&out[i].len, &w, sizeof(w));
+	}
 }
 
 int afp_pool_alloc(struct afp_pool *p, struct afp_desc *out, uint32_t n)

@@ -142,6 +142,16 @@ struct afp_box {
 	uint32_t cached;       /* frames put into its cache, not yet counted */
 };
 
+/* Not all of it need be cleared: the slots are not looked at before they are used. */
+static inline void afp_box_open(struct afp_box *box, uint32_t room)
+{
+	box->self = afp_self();
+	box->room = room;
+	box->used = 0;
+	box->mine = NULL;
+	box->cached = 0;
+}
+
 bool afp_box_add(struct afp_box *box, struct afp_pool *p, uint32_t frame, uint16_t gen, enum afp_state from);
 void afp_box_flush(struct afp_box *box);
 void afp_pool_ring_put(struct afp_pool *p, uint32_t frame);
@@ -149,6 +159,7 @@ bool afp_take_fragment(struct afp_table *t, uint32_t frame, uint64_t addr);
 void afp_give_fragment(struct afp_table *t, uint32_t frame, uint64_t addr);
 void afp_fragment_finish(struct afp_pool *p);
 void afp_pool_tell(const struct afp_pool *p, enum afp_event event, const uint32_t *frames, uint32_t n);
+void afp_wrap_generation(struct afp_table *t, uint32_t frame, uint64_t *w);
 uint32_t afp_pool_take(struct afp_pool *p, uint32_t *frames, uint32_t n);
 void afp_refuse(struct afp_table *t, struct afp_refusals *refused, uint32_t index, uint64_t addr, enum afp_reason reason);
 

@@ -28,10 +28,10 @@ int afp_port_fill(struct afp_port *port, uint32_t n)
 			break;
 		xsk_ring_prod__reserve(&port->fill, got, &index);
 		for (uint32_t i = 0; i < got; i++) {
-			uint64_t w = word_load(t, frames[i]) + change;
+			uint64_t w;
 
-			if (unlikely(!word_gen(w)))
-				w += AFP_ONE_GEN;
+			if (unlikely(__builtin_add_overflow(word_load(t, frames[i]), change, &w)))
+				afp_wrap_generation(t, frames[i], &w);
 			word_store(t, frames[i], w);
 			*xsk_ring_prod__fill_addr(&port->fill, index + i) = frame_addr(t, frames[i]);
 		}

@@ -3,6 +3,7 @@
 #include "pool.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 /* Remote returns: a batch's frames for other threads' pools, one post a pool -------------------------------------------------------------------------------------------------- */
 
@@ -122,31 +123,65 @@ static enum afp_reason put_one(struct afp_table *t, struct afp_box *box, const s
 
 /*
  * The common case, a run of frames that need one comparison each: of this thread's own pool, held by nobody else, not posted
- * by anybody, with room in the cache. Stops at the first that is otherwise; how many there were.
+ * by anybody. Their numbers go to `dest`. Stops at the first that is otherwise; how many there were.
+ *
+ * `claims`: look whether another thread has posted the frame. While the inbox is empty nobody has, or is just about to: then
+ * this put is as good as his, and his post will be refused.
  */
-static uint32_t put_direct(struct afp_table *t, struct afp_pool *p, const struct afp_desc *descs, uint32_t n)
+static inline __attribute__((always_inline)) uint32_t put_loop(struct afp_table *t, const struct afp_pool *p,
+							       const struct afp_desc *descs, uint32_t n, uint32_t *dest,
+							       uint32_t shift, bool claims)
 {
-	const uint64_t size = t->size, held = word_in_app(p), idle = word_make(0, 0, AFP_POOL, p->id, 0, 0);
-	const uint32_t shift = t->frame_shift, room = AFP_CACHE - p->ncache;
+	const uint64_t size = t->size, held = word_in_app(p), flip = held ^ word_make(0, 0, AFP_POOL, p->id, 0, 0);
+	const struct afp_desc *desc = descs, *const end = descs + n;
 	_Atomic uint64_t *const word = t->word;
 	_Atomic uint16_t *const returned = t->returned;
-	uint32_t *const cache = p->cache + p->ncache;
-	uint32_t i;
 
-	n = n < room ? n : room;
-	for (i = 0; i < n; i++) {
-		uint64_t gen = (uint64_t)descs[i].gen << AFP_GEN_SHIFT;
-		uint64_t frame = descs[i].addr >> shift;
+#pragma GCC unroll 4
+	for (; desc != end; desc++) {
+		uint64_t frame = desc->addr >> shift, rest, w;
 
-		if (unlikely(descs[i].addr >= size) ||
-		    unlikely(atomic_load_explicit(&word[frame], memory_order_relaxed) != (held | gen)) ||
-		    unlikely(atomic_load_explicit(&returned[frame], memory_order_relaxed) == descs[i].gen))
+		memcpy(&rest, &desc->len, sizeof(rest)); /* the generation is its highest 16 bits, as in the word */
+		if (unlikely(desc->addr >= size))
 			break;
-		atomic_store_explicit(&word[frame], idle | gen, memory_order_relaxed);
-		cache[i] = (uint32_t)frame;
+		w = atomic_load_explicit(&word[frame], memory_order_relaxed);
+		if (unlikely(((rest & AFP_GEN_MASK) ^ w) != held) ||
+		    (claims && unlikely(atomic_load_explicit(&returned[frame], memory_order_relaxed) == word_gen(w))))
+			break;
+		atomic_store_explicit(&word[frame], w ^ flip, memory_order_relaxed);
+		*dest++ = (uint32_t)frame;
 	}
-	p->ncache += i;
-	return i;
+	return (uint32_t)(desc - descs);
+}
+
+static uint32_t put_run(struct afp_table *t, const struct afp_pool *p, const struct afp_desc *descs, uint32_t n, uint32_t *dest)
+{
+	if (unlikely(atomic_load_explicit(&p->inbox, memory_order_relaxed)))
+		return put_loop(t, p, descs, n, dest, t->frame_shift, true);
+	if (likely(t->frame_shift == 12)) /* a constant shift is worth a copy of the loop */
+		return put_loop(t, p, descs, n, dest, 12, false);
+	return put_loop(t, p, descs, n, dest, t->frame_shift, false);
+}
+
+/* Into the cache, and, when that is full, into the ring up to where it wraps. */
+static uint32_t put_direct(struct afp_table *t, struct afp_box *box, const struct afp_desc *descs, uint32_t n)
+{
+	struct afp_pool *p = box->mine;
+	uint32_t room = AFP_CACHE - p->ncache, at, done, more;
+
+	done = put_run(t, p, descs, n < room ? n : room, p->cache + p->ncache);
+	p->ncache += done;
+	box->cached += done;
+	if (likely(done == n) || done < room)
+		return done;
+	at = p->ring_head & p->ring_mask;
+	room = p->ring_size - (p->ring_head - p->ring_tail);
+	room = room < p->ring_mask + 1 - at ? room : p->ring_mask + 1 - at;
+	more = put_run(t, p, descs + done, n - done < room ? n - done : room, p->ring + at);
+	p->ring_head += more;
+	bump(&p->stat[S_CACHE_FULL], more);
+	bump(&p->stat[S_RING], more);
+	return done + more;
 }
 
 /* The same for frames of another thread's pool, the one posted to last: claimed, and added to its post. */
@@ -178,25 +213,25 @@ static uint32_t put_posted(struct afp_table *t, const struct afp_pool *p, struct
 
 uint32_t afp_put(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused)
 {
-	struct afp_box box = {.self = afp_self(), .room = n};
 	uint32_t before = refused->n, i = 0;
+	struct afp_box box;
 
+	afp_box_open(&box, n);
+	if (likely(n && descs[0].addr < t->size)) {
+		struct afp_pool *first = frame_owner(t, word_load(t, frame_of(t, descs[0].addr)));
+
+		if (first && owned_by(first, box.self))
+			box.mine = first;
+	}
 	while (i < n) {
 		enum afp_reason reason;
 
-		if (likely(box.mine)) {
-			uint32_t run = put_direct(t, box.mine, descs + i, n - i);
-
-			box.cached += run;
-			i += run;
-			if (likely(i == n))
-				break;
-		}
-		if (box.used) {
+		if (likely(box.mine))
+			i += put_direct(t, &box, descs + i, n - i);
+		if (box.used)
 			i += put_posted(t, box.pool[box.last], box.post[box.last], descs + i, n - i);
-			if (i == n)
-				break;
-		}
+		if (likely(i == n))
+			break;
 		reason = put_one(t, &box, &descs[i]);
 		if (unlikely(reason != AFP_OK))
 			afp_refuse(t, refused, i, descs[i].addr, reason);

@@ -6,12 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-uintptr_t afp_self(void)
-{
-	static _Thread_local char here;
-	return (uintptr_t)&here;
-}
-
 int afp_table_init(struct afp_table *t, void *area, uint32_t nframes, uint32_t frame_size, uint32_t headroom)
 {
 	memset(t, 0, sizeof(*t));

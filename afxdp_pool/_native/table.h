@@ -119,7 +119,7 @@ struct afp_table {
 	uint32_t frame_size;
 	uint32_t headroom;
 	_Atomic uint64_t *word;     /* [nframes] */
-	_Atomic uint16_t *returned; /* [nframes] generation claimed by a remote return, 0 = none */
+	_Atomic uint16_t *returned; /* [nframes] generation last claimed by a remote return, 0 = none */
 	_Atomic uint64_t *fragments; /* [nframes] a bit for each fragment the application holds; made when first needed */
 
 	/* Control path: pools and ports come and go, frames move between the free list and the pools in bulk. */
@@ -149,6 +149,9 @@ static inline uint64_t frame_addr(const struct afp_table *t, uint32_t frame)
 	return (uint64_t)frame << t->frame_shift;
 }
 /* An identity for the calling thread, unique among the living ones; never 0. */
-uintptr_t afp_self(void);
+static inline uintptr_t afp_self(void)
+{
+	return (uintptr_t)__builtin_thread_pointer();
+}
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * One way to measure every frame pool: a subject says how it hands out and takes back a batch, bench.c drives it.
+ * One way to measure every frame pool: a subject says how it hands out and takes back a batch, cases.c drives it.
  *
  * A batch is measured through one indirect call, the same for all subjects. Times are in nanoseconds a frame; medians are
  * over rounds of at least 64 frames, so that a round that lost its CPU does not count.
@@ -50,6 +50,17 @@ struct subject {
 	void (*counters)(void); /* may print `, "key": number` to stdout */
 };
 
+#define RING_BURST 1152   /* the pool's cache and its ring of 1024 */
+#define SLOW_BURST 64     /* what the pool takes from the Umem at once */
+#define SLOW_BURSTS 16
+#define SOLO_BURST 1024
+
+extern struct options opt;
+extern const struct subject *subject;          /* the one that is measured */
+void run_case(void);
+void pin(int cpu);                             /* -1: anywhere */
+
+/* Given by each program: */
 extern const struct subject *const subjects[]; /* ends with NULL */
 int bench_start(const struct options *o);      /* the program's own start, before the subject is opened */
 _Noreturn void die(const char *format, ...) __attribute__((format(printf, 1, 2)));

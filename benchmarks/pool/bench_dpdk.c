@@ -28,8 +28,6 @@
 #define CACHE 128
 #define ELEMENT 64
 
-static struct options opt;
-
 /* Without shared configuration there is still an empty directory of the run. */
 static void clean_up(void)
 {
@@ -46,7 +44,6 @@ int bench_start(const struct options *o)
 	char *arguments[] = {"bench_dpdk", "--no-huge",     "--no-pci", "--no-shconf", "--no-telemetry", "--log-level=4",
 			     "-m",         memory,          "-l",       cpus,          "--file-prefix",  prefix};
 
-	opt = *o;
 	snprintf(cpus, sizeof(cpus), "%d", o->cpu < 0 ? 0 : o->cpu);
 	snprintf(prefix, sizeof(prefix), "bench-%d", getpid());
 	snprintf(memory, sizeof(memory), "%u", 64 + o->frames / 4096);

@@ -3,8 +3,7 @@
     .venv/bin/python -m benchmarks.pool.run --rounds 7 --output benchmarks/results/pool-NAME.json
 
 Each round runs every subject of a case right after the other, in turning order. The result is the median of the
-rounds, and of the rounds' ratios to the library's pool. Instructions are counted once:
-they do not depend on the machine's mood.
+rounds, and of the rounds' ratios to the library's pool. Instructions are counted once: load does not change them.
 """
 
 from __future__ import annotations

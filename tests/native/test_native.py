@@ -1,7 +1,7 @@
 """The C alone, under sanitizers: each program of this directory is compiled into build/ with the engine, and run.
 
-AddressSanitizer and UndefinedBehaviorSanitizer watch all of them, ThreadSanitizer the one with threads. What each proves
-is said in its source. One of them, or one test in it, by hand:  tests/native/build/asan/test_pool [name of a test]
+AddressSanitizer and UndefinedBehaviorSanitizer watch all of them, ThreadSanitizer the one with threads. What each
+proves is said in its source. One of them, or one test in it, by hand:  tests/native/build/asan/test_pool [test]
 """
 
 from __future__ import annotations
