@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from afxdp_pool._native import ffi
 from afxdp_pool.errors import InvalidDescriptorError
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 #: One descriptor: `addr` bytes into the Umem, `len` bytes, the kernel's `options`, the frame's generation.
 DESC = np.dtype([("addr", "<u8"), ("len", "<u4"), ("options", "<u2"), ("gen", "<u2")])
 
+_DESCS = ffi.typeof("struct afp_desc[]")
+
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -28,7 +31,6 @@ class Batch:
     """Packets in frames: ``len(batch)`` of them.
 
     Attributes:
-        descs: structured array of dtype `DESC`, shape ``(n,)``; `addr` and `len` may be changed by the frames' holder.
         data: the whole Umem as uint8, shape ``(bytes,)``.
         port: the port the packets came from, or None.
 
@@ -37,15 +39,37 @@ class Batch:
     Concurrency: any one thread at a time.
     """
 
-    __slots__ = ("data", "descs", "port")
+    __slots__ = ("_descs", "_pointer", "data", "port")
 
     def __init__(self, descs: npt.NDArray[Any], data: Bytes, port: Port | None = None) -> None:
-        self.descs = descs
+        self._descs = descs
+        self._pointer: Any = None
         self.data = data
         self.port = port
 
+    @property
+    def descs(self) -> npt.NDArray[Any]:
+        """The descriptors: structured array of dtype `DESC`, shape ``(n,)``; the holder may change `addr` and `len`."""
+        return self._descs
+
+    @property
+    def pointer(self) -> Any:
+        """The descriptors as C reads them, for the modules that call C: ``struct afp_desc[n]``.
+
+        Raises:
+            InvalidDescriptorError: the array is not of dtype `DESC`.
+        """
+        if self._pointer is not None:
+            return self._pointer
+        if self._descs.dtype != DESC:
+            raise InvalidDescriptorError(f"descriptors of dtype {self._descs.dtype}, not {DESC}")
+        if not self._descs.flags.c_contiguous:
+            return ffi.from_buffer(_DESCS, np.ascontiguousarray(self._descs))  # a copy: good for one call
+        self._pointer = ffi.from_buffer(_DESCS, self._descs)
+        return self._pointer
+
     def __len__(self) -> int:
-        return len(self.descs)
+        return len(self._descs)
 
     @overload
     def __getitem__(self, key: int) -> Bytes: ...
@@ -54,10 +78,10 @@ class Batch:
     def __getitem__(self, key: int | slice | npt.NDArray[Any]) -> Bytes | Batch:
         """``batch[i]`` is packet i, a writable uint8 view; a slice, mask or index array gives a smaller batch."""
         if isinstance(key, (int, np.integer)):
-            desc = self.descs[int(key)]
+            desc = self._descs[int(key)]
             start = int(desc["addr"])
             return self.data[start : start + int(desc["len"])]
-        return Batch(self.descs[key], self.data, self.port)
+        return Batch(self._descs[key], self.data, self.port)
 
     def __iter__(self) -> Iterator[Bytes]:
         """Each packet in turn, as ``batch[i]``."""
@@ -70,12 +94,12 @@ class Batch:
     @property
     def addr(self) -> npt.NDArray[np.uint64]:
         """Where each packet starts, bytes into the Umem; shape ``(n,)``, uint64, writable."""
-        return self.descs["addr"]
+        return self._descs["addr"]
 
     @property
     def len(self) -> npt.NDArray[np.uint32]:
         """The length of each packet in bytes; shape ``(n,)``, uint32, writable."""
-        return self.descs["len"]
+        return self._descs["len"]
 
     def frames(self, frame_size: int) -> list[int]:
         """The number of the frame each packet lies in, given the Umem's frame size."""
@@ -83,7 +107,7 @@ class Batch:
 
     def copy(self) -> Batch:
         """The same packets under descriptors of their own: the frames are not copied, no reference is taken."""
-        return Batch(self.descs.copy(), self.data, self.port)
+        return Batch(self._descs.copy(), self.data, self.port)
 
     def write(self, index: int, packet: bytes | bytearray | memoryview | Bytes) -> None:
         """Write `packet` into frame `index`, at its address, and set its length.
@@ -92,8 +116,8 @@ class Batch:
             InvalidDescriptorError: the packet would reach beyond the Umem. (Beyond its frame: refused when sent.)
         """
         content = np.frombuffer(packet, np.uint8)
-        start = int(self.descs["addr"][index])
+        start = int(self._descs["addr"][index])
         if start + len(content) > len(self.data):
             raise InvalidDescriptorError(f"{len(content)} bytes at {start:#x} reach beyond the Umem")
         self.data[start : start + len(content)] = content
-        self.descs["len"][index] = len(content)
+        self._descs["len"][index] = len(content)

@@ -55,23 +55,15 @@ def raise_refused(refused: Any, done: int, doing: str) -> None:
     )
 
 
-def descriptors(batch: Batch, umem: Umem) -> npt.NDArray[Any]:
-    """The batch's descriptors as C reads them: contiguous, of dtype `DESC`, of frames of `umem`."""
-    if batch.data is not umem.data:
-        raise ForeignFrameError("the batch is of another Umem")
-    if batch.descs.dtype != DESC:
-        raise InvalidDescriptorError(f"descriptors of dtype {batch.descs.dtype}, not {DESC}")
-    return np.ascontiguousarray(batch.descs)
-
-
 def frames_call(call: Callable[..., int], umem: Umem, batch: Batch, doing: str) -> int:
     """Run one of C's calls over a batch's descriptors; raise for those it refused."""
-    refused = ffi.new("struct afp_refusals *")
-    descs = descriptors(batch, umem)
-    done = call(umem.table, ffi.from_buffer("struct afp_desc[]", descs), len(descs), refused)
-    if refused.n:
-        raise_refused(refused, done, doing)
-    return done
+    if batch.data is not umem.data:
+        raise ForeignFrameError("the batch is of another Umem")
+    n = len(batch)
+    refused = call(umem.table, batch.pointer, n)
+    if refused:
+        raise_refused(lib.afp_last_refusals(), n - refused, doing)
+    return n
 
 
 class _Callbacks:
@@ -170,6 +162,7 @@ class FramePool:
         self._callbacks = _Callbacks(umem, init_callback, on_event)
         if init_callback or on_event:
             lib.afp_pool_set_hook(self._pool, lib.afp_python_hook, self._callbacks.handle)
+        self._watched = bool(init_callback or on_event or umem.tracer)
         umem._pools.add(self)
 
     def __enter__(self) -> Self:
@@ -243,17 +236,27 @@ class FramePool:
             out["detach-time"] = int(self.detached_at)
         return out
 
-    def alloc(self, n: int) -> Batch:
+    def alloc(self, n: int, *, out: Batch | None = None) -> Batch:
         """Up to `n` frames, empty, each with one reference; fewer when the pool and the Umem have no more.
 
+        Args:
+            n: how many.
+            out: a batch of `n` descriptors of this Umem, or more, to write into instead of making a new one: faster in a
+                loop. Its frames must have been given away; what is returned is `out` itself, or its first part.
+
         Raises:
-            WrongThreadError: another thread owns the pool.
+            WrongThreadError: another thread owns the pool. ConfigError: `out` is too short.
 
         Concurrency: owner thread only. Ownership: the caller holds the frames until put, sent or filled.
         """
-        descs = np.empty(n, DESC)
-        got = lib.afp_pool_alloc(self.native, ffi.from_buffer("struct afp_desc[]", descs), n)
-        return self._allocated(descs, got, "alloc")
+        if out is None:
+            out = Batch(np.empty(n, DESC), self.umem.data)
+        elif len(out) < n or out.data is not self.umem.data:
+            raise ConfigError(f"out holds {len(out)} descriptors, or of another Umem, not {n}")
+        got = lib.afp_pool_alloc(self.native, out.pointer, n)
+        if got == len(out) and not self._watched:
+            return out
+        return self._allocated(out, got, "alloc")
 
     def alloc_fragments(self, n: int, size: int) -> Batch:
         """Up to `n` fragments of frames, several in one frame, each with room for `size` bytes or more: its `len`.
@@ -267,18 +270,17 @@ class FramePool:
 
         Concurrency: owner thread only. Ownership: the caller holds the fragments; each is put or sent by itself.
         """
-        descs = np.empty(n, DESC)
-        descs_c = ffi.from_buffer("struct afp_desc[]", descs)
-        got = lib.afp_pool_alloc_fragments(self.native, descs_c, n, size)
+        out = Batch(np.empty(n, DESC), self.umem.data)
+        got = lib.afp_pool_alloc_fragments(self.native, out.pointer, n, size)
         if got == lib.AFP_TOO_LARGE:
             room = self.umem.frame_size - self.umem.config.headroom
             raise FrameSizeError(f"a fragment of {size} bytes is not possible", hint=f"choose 1 to {room}")
-        return self._allocated(descs, got, "alloc_fragments")
+        return self._allocated(out, got, "alloc_fragments")
 
-    def _allocated(self, descs: npt.NDArray[Any], got: int, doing: str) -> Batch:
+    def _allocated(self, out: Batch, got: int, doing: str) -> Batch:
         if got < 0:
             raise self._refusal(got, doing)
-        batch = Batch(descs[:got], self.umem.data)
+        batch = out[:got]
         if self.umem.tracer is not None:
             self.umem.tracer.note(batch.frames(self.umem.frame_size))
         if self._callbacks.failed:
@@ -291,7 +293,7 @@ class FramePool:
 
         Concurrency: any thread.
         """
-        return self.umem.put(batch)
+        return frames_call(lib.afp_put_all, self.umem, batch, "put")
 
     def ref(self, batch: Batch) -> int:
         """Take one more reference to each frame of `batch`: it must be put, or sent, once more for it to come home.
@@ -301,7 +303,7 @@ class FramePool:
 
         Concurrency: any thread that holds a reference.
         """
-        return frames_call(lib.afp_ref, self.umem, batch, "ref")
+        return frames_call(lib.afp_ref_all, self.umem, batch, "ref")
 
     def collect(self) -> int:
         """Take in what other threads gave back; returns how many frames came home. Concurrency: owner thread only."""

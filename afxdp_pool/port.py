@@ -22,6 +22,7 @@ from afxdp_pool.config import PortConfig
 from afxdp_pool.errors import (
     AfXdpError,
     ConfigError,
+    ForeignFrameError,
     FrameSizeError,
     InterfaceDownError,
     LinkGoneError,
@@ -36,7 +37,7 @@ from afxdp_pool.errors import (
     WrongThreadError,
 )
 from afxdp_pool.filters import Rule
-from afxdp_pool.pool import FramePool, descriptors, raise_refused
+from afxdp_pool.pool import FramePool, raise_refused
 from afxdp_pool.program import XdpProgram
 from afxdp_pool.stats import KernelStats, PortStats, kernel_stats, port_stats
 
@@ -333,9 +334,9 @@ class Port:
 
         Ownership: the caller holds the frames until put, sent or kept.
         """
-        descs = np.empty(n, DESC)
-        got = lib.afp_port_receive(self.native, ffi.from_buffer("struct afp_desc[]", descs), n)
-        batch = Batch(descs[:got], self.pool.umem.data, self)
+        batch = Batch(np.empty(n, DESC), self.pool.umem.data, self)
+        got = lib.afp_port_receive(self.native, batch.pointer, n)
+        batch = batch[:got]
         if got and self.pool.umem.tracer is not None:
             self.pool.umem.tracer.note(batch.frames(self.pool.umem.frame_size))
         return batch
@@ -351,9 +352,10 @@ class Port:
 
         Ownership: one reference to each frame sent is the kernel's, until `complete()` on this port.
         """
+        if batch.data is not self.pool.umem.data:
+            raise ForeignFrameError("the batch is of another Umem")
         refused = ffi.new("struct afp_refusals *")
-        descs = descriptors(batch, self.pool.umem)
-        sent = lib.afp_port_transmit(self.native, ffi.from_buffer("struct afp_desc[]", descs), len(descs), refused)
+        sent = lib.afp_port_transmit(self.native, batch.pointer, len(batch), refused)
         self.kick()
         if refused.n:
             raise_refused(refused, sent, f"{self.name}: transmit")

@@ -203,7 +203,7 @@ class Umem:
         """
         from afxdp_pool.pool import frames_call
 
-        return frames_call(lib.afp_put, self, batch, "put")
+        return frames_call(lib.afp_put_all, self, batch, "put")
 
     def close(self) -> None:
         """Close the ports and pools on it, then let go of the memory. Idempotent; in any order with theirs."""

@@ -126,6 +126,10 @@ void afp_pool_set_hook(struct afp_pool *p, afp_pool_hook hook, void *user);
 /* Any thread; every good frame is handled, each bad one refused and described. How many were handled. */
 uint32_t afp_put(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
 uint32_t afp_ref(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
+/* The same; return how many were refused, and keep which for the calling thread to ask. */
+uint32_t afp_put_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
+uint32_t afp_ref_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
+struct afp_refusals *afp_last_refusals(void);
 
 /* For port.c ---------------------------------------------------------------------------------------------------- */
 

@@ -271,3 +271,26 @@ if (reason == AFP_OK && (w & AFP_FRAGMENTED))
 	}
 	return n - (refused->n - before);
 }
+
+/* For callers that look at refusals only when there are some: they are kept for the calling thread ------------------- */
+
+static _Thread_local struct afp_refusals refusals;
+
+struct afp_refusals *afp_last_refusals(void)
+{
+	return &refusals;
+}
+
+uint32_t afp_put_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n)
+{
+	refusals.n = 0;
+	afp_put(t, descs, n, &refusals);
+	return refusals.n;
+}
+
+uint32_t afp_ref_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n)
+{
+	refusals.n = 0;
+	afp_ref(t, descs, n, &refusals);
+	return refusals.n;
+}

@@ -1,7 +1,8 @@
 """The protocols between threads, explored by spin over every interleaving; docs/concurrency.md explains them.
 
-A model that holds must hold in every state there is. Each mutant, the same model with one rule taken away, must fail, and
-by the property named: so a property that has lost its teeth is noticed. Each limit must fail too: what is not promised.
+A model that holds must hold in every state there is. Each mutant, the same model with one rule taken away, must fail,
+and by the property named: so a property that has lost its teeth is noticed. Each limit, something that is not promised,
+must fail too.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def run(command: list[str], where: Path) -> str:
 
 
 def search(where: Path, model: str, rules: str, *, cycles: bool = False, level: str = "-O1") -> Search:
-    """Explore `model` with the macros `rules`: for safety and deadlock or, with `cycles`, for executions without an end.
+    """Explore `model` with the macros `rules`: for safety and deadlock or, with `cycles`, for endless executions.
 
     `level` is gcc's: a short search is over sooner when its program is not optimised.
     """
