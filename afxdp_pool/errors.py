@@ -127,7 +127,7 @@ class ForeignFrameError(PoolError):
 
 
 class InvalidDescriptorError(PoolError):
-    """A transmit descriptor the kernel would refuse: no length, or not inside one frame."""
+    """A transmit descriptor the kernel would refuse: no length, options set, or not inside one frame."""
 
 
 class WrongThreadError(PoolError):

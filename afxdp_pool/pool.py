@@ -34,7 +34,7 @@ _REASONS: dict[int, tuple[type[PoolError], str]] = {
     1: (ForeignFrameError, "lies in no frame of this Umem"),
     2: (DoubleFreeError, "is not held by its caller: it is free, in a ring, or already sent"),
     3: (DoubleFreeError, "has gone round since: this descriptor is of an earlier life of its frame"),
-    4: (InvalidDescriptorError, "would be refused by the kernel: no length, or not inside one frame"),
+    4: (InvalidDescriptorError, "would be refused by the kernel: no length, options set, or not inside one frame"),
     5: (PoolError, "has as many references as can be counted"),
     6: (PoolError, "could not be handed over, for want of memory"),
     7: (PoolError, "is a fragment, which has one reference and cannot be given more"),
@@ -162,6 +162,7 @@ class FramePool:
         self._callbacks = _Callbacks(umem, init_callback, on_event)
         if init_callback or on_event:
             lib.afp_pool_set_hook(self._pool, lib.afp_python_hook, self._callbacks.handle)
+            umem._callbacks[self._id] = self._callbacks  # C may call them after this object was forgotten
         self._watched = bool(init_callback or on_event or umem.tracer)
         umem._pools.add(self)
 

@@ -137,7 +137,8 @@ class Port:
             c.rx_size if c.receive else 0,
             c.tx_size if c.transmit else 0,
         ):
-            raise MemoryLimitError("no memory for rings")
+            self.close()
+            raise MemoryLimitError("no memory for rings", subject=self.name)
         pool.umem._ports.add(self)
         return self
 

@@ -78,6 +78,8 @@ class Umem:
         self._data = np.frombuffer(self._memory.buffer, np.uint8, count=size)
         if self._data.ctypes.data % 4096:
             raise ConfigError("the memory does not begin at a page", hint="use whole pages, as mmap gives them")
+        if not self._data.flags.writeable:
+            raise ConfigError("the memory cannot be written to")
         self._area = ffi.from_buffer(self._data)
         self._table = ffi.new("struct afp_table *")
         if lib.afp_table_init(self._table, self._area, frames, frame_size, headroom) != 0:
@@ -85,6 +87,7 @@ class Umem:
         self._open = True
         self._detached: list[FramePool] = []
         self._pools: weakref.WeakSet[FramePool] = weakref.WeakSet()
+        self._callbacks: dict[int, object] = {}  # by pool id: as long as C may call them
         self._ports: set[Port] = set()  # not weak: a port that nobody closed is closed with the Umem
 
     def __enter__(self) -> Self:

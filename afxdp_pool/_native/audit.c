@@ -41,6 +41,18 @@ static void see(struct auditor *a, uint32_t frame, enum place where, uint32_t po
 		wrong(a, frame, AFP_WRONG_STATE, w, AFP_POOL, word_state(w));
 }
 
+/* Is the frame, in state `from`, on its way home? A put leaves a claim, a completion a frame in TX that no port has. */
+static inline bool posted(const struct afp_table *t, uint32_t frame, enum afp_state from)
+{
+	uint64_t w = word_load(t, frame);
+
+	if (word_state(w) != from)
+		return false;
+	if (from == AFP_APP)
+		return atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == word_gen(w);
+	return from == AFP_TX && !word_holder(w);
+}
+
 static void see_pool(struct auditor *a, struct afp_pool *p)
 {
 	for (uint32_t i = 0; i < p->ncache; i++)
@@ -54,11 +66,9 @@ static void see_pool(struct auditor *a, struct afp_pool *p)
 			uint32_t frame = (uint32_t)post->entry[i];
 			uint16_t gen = (uint16_t)(post->entry[i] >> 32);
 			/* A lost race leaves a post behind, which the owner will refuse: only live ones count. */
-			if (frame >= a->t->nframes || a->place[frame] == INBOX || atomic_load(&a->t->returned[frame]) != gen ||
-			    word_gen(word_load(a->t, frame)) != gen ||
-			    word_state(word_load(a->t, frame)) != (enum afp_state)(post->entry[i] >> 48))
-				continue;
-			see(a, frame, INBOX, p->id);
+			if (frame < a->t->nframes && a->place[frame] != INBOX && word_gen(word_load(a->t, frame)) == gen &&
+			    posted(a->t, frame, (enum afp_state)(post->entry[i] >> 48)))
+				see(a, frame, INBOX, p->id);
 		}
 	}
 }
@@ -68,12 +78,11 @@ static bool fragments_agree(const struct afp_table *t, uint32_t frame, uint64_t 
 {
 	const struct afp_pool *p = t->pools[word_owner(w)];
 	uint32_t bits = t->fragments ? (uint32_t)__builtin_popcountll(atomic_load(&t->fragments[frame])) : 0;
-	/* Posted by its last holder: the bit is taken, the reference still there. */
-	uint32_t posted = atomic_load(&t->returned[frame]) == word_gen(w) ? 1 : 0;
 
 	if (p && p->fragment_frame == frame)
 		bits += p->fragment_bias;
-	return bits + posted + word_tx(w) == word_refs(w) || (posted && word_tx(w) == word_refs(w));
+	/* Posted by its last holder: the bit is taken, the reference still there. */
+	return bits + posted(t, frame, AFP_APP) + word_tx(w) == word_refs(w);
 }
 
 /* Per pool owned frames, per port filled and sent ones, gathered in one pass over the table. */
@@ -132,28 +141,17 @@ static void judge_counts(struct auditor *a, const uint32_t *owned, const uint32_
 	}
 	for (uint32_t id = 1; id < AFP_MAX_PORTS; id++) {
 		struct afp_port *port = t->ports[id];
-		uint32_t mine = 0, posted = 0;
+		uint32_t mine = 0;
 
 		if (!port)
 			continue;
 		for (uint32_t f = 0; port->sent_clones && f < t->nframes; f++)
 			mine += port->sent_clones[f];
 		clones += mine;
-		/* A completion that was posted to a pool of another thread is done for the port, not yet for the word. */
-		for (uint32_t f = 0; f < t->nframes; f++) {
-			uint64_t w = word_load(t, f);
-			posted += a->place[f] == INBOX && word_state(w) == AFP_TX && word_holder(w) == id;
-		}
 		if (filled[id] != port_in_fill(port))
 			wrong(a, id, AFP_WRONG_FILL_COUNT, 0, port_in_fill(port), filled[id]);
-		if (sent[id] + mine - posted != port_in_tx(port))
-			wrong(a, id, AFP_WRONG_TX_COUNT, 0, port_in_tx(port), sent[id] + mine - posted);
-	}
-	/* Clones posted by their last completion still show one transmission in the word. */
-	for (uint32_t f = 0; f < t->nframes; f++) {
-		uint64_t w = word_load(t, f);
-		if (a->place[f] == INBOX && word_state(w) == AFP_TX && word_holder(w) == AFP_SEVERAL)
-			several--;
+		if (sent[id] + mine != port_in_tx(port))
+			wrong(a, id, AFP_WRONG_TX_COUNT, 0, port_in_tx(port), sent[id] + mine);
 	}
 	if (clones != several)
 		wrong(a, 0, AFP_WRONG_TX_COUNT, 0, (int64_t)several, (int64_t)clones);
@@ -190,12 +188,9 @@ int afp_audit(struct afp_table *t, struct afp_audit *out)
 /* A frame posted to its owner is as good as home: the owner alone may still have to look into its inbox. */
 static inline enum afp_state seen_state(const struct afp_table *t, uint32_t frame)
 {
-	uint64_t w = word_load(t, frame);
-	uint16_t claimed = atomic_load_explicit(&t->returned[frame], memory_order_relaxed);
+	enum afp_state state = word_state(word_load(t, frame));
 
-	if (claimed == word_gen(w) && (word_state(w) == AFP_APP || word_state(w) == AFP_TX))
-		return AFP_POOL;
-	return word_state(w) % AFP_STATES;
+	return posted(t, frame, AFP_APP) || posted(t, frame, AFP_TX) ? AFP_POOL : state % AFP_STATES;
 }
 
 void afp_frame_states(const struct afp_table *t, uint8_t *out)

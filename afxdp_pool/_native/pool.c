@@ -256,8 +256,7 @@ struct afp_pool *afp_pool_create(struct afp_table *t, uint32_t ring_size, uint32
 		atomic_store_explicit(&p->stat[i], 0, memory_order_relaxed);
 	atomic_store(&p->hold_cnt, 0);
 	atomic_store(&p->release_cnt, 0);
-	atomic_store(&p->owner, 0);
-	atomic_store(&p->owner_tid, 0);
+	/* `owner` is 0 already, and not ours to write: a late bind to the pool before may be taking itself back out. */
 	atomic_store(&p->life, AFP_LIVE);
 	pthread_mutex_unlock(&t->lock);
 	return p;
@@ -353,12 +352,15 @@ int afp_pool_destroy(struct afp_pool *p)
 
 	if (err)
 		return err;
-	/* From here nothing enters the cache: there is no owner any more. A producer posts, then looks at `life`; we set
-	 * `life`, then look at the inbox: one of the two sees the other. `life` first: nobody can bind it in between. */
+	/*
+	 * From here nothing enters the cache: there is no owner any more. A producer posts, then looks at `life`; we set `life`,
+	 * then look at the inbox: one of the two sees the other. All of it under the lock, so that a producer who sees
+	 * DETACHED and reaps cannot hand this struct to a new pool before we are done with it.
+	 */
+	pthread_mutex_lock(&p->table->lock);
 	atomic_store(&p->life, AFP_DETACHED);
 	atomic_store(&p->owner_tid, 0);
 	atomic_store(&p->owner, 0);
-	pthread_mutex_lock(&p->table->lock);
 	reap_locked(p);
 	pthread_mutex_unlock(&p->table->lock);
 	return 0;

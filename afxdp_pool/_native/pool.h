@@ -208,15 +208,14 @@ static inline uint64_t word_in_tx(const struct afp_pool *p, uint32_t port)
 }
 
 /*
- * The common case of a return, in one comparison: the frame is this thread's pool's, nobody else has a reference, nobody has
- * posted it, and the cache has room. `expected` is its whole word. False: nothing was done, take the long way.
+ * The common case of a completion, in one comparison: the frame is this thread's pool's, nobody else has a reference, and the
+ * cache has room. `expected` is its whole word. False: nothing was done, take the long way.
  */
 static inline bool afp_recycle_direct(struct afp_table *t, struct afp_box *box, uint32_t frame, uint64_t w, uint64_t expected)
 {
 	struct afp_pool *p = box->mine;
 
-	if (unlikely(w != expected || p->ncache == AFP_CACHE ||
-		     atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == word_gen(w)))
+	if (unlikely(w != expected || p->ncache == AFP_CACHE))
 		return false;
 	word_store(t, frame, word_make(word_gen(w), 0, AFP_POOL, p->id, 0, 0));
 	p->cache[p->ncache++] = frame;
@@ -231,9 +230,8 @@ static inline bool afp_recycle_direct(struct afp_table *t, struct afp_box *box, 
 static inline enum afp_reason afp_go_home(struct afp_table *t, struct afp_box *box, uint32_t frame, uint64_t w, enum afp_state from)
 {
 	struct afp_pool *p = frame_owner(t, w);
-	uint16_t claimed = atomic_load_explicit(&t->returned[frame], memory_order_relaxed);
 
-	if (unlikely(claimed == word_gen(w)))
+	if (unlikely(from == AFP_APP && atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == word_gen(w)))
 		return AFP_NOT_HELD; /* already on its way */
 	if (likely(p == box->mine) || owned_by(p, box->self)) {
 		if (unlikely(p != box->mine)) {

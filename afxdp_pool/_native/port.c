@@ -101,8 +101,6 @@ static enum afp_reason lend_to_tx(struct afp_port *port, const struct afp_desc *
 
 	if (unlikely(frame == AFP_NO_FRAME))
 		return AFP_FOREIGN;
-	if (unlikely(!desc->len || desc->len > t->frame_size - (desc->addr & (t->frame_size - 1))))
-		return AFP_INVALID;
 	w = word_load(t, frame);
 	for (;;) {
 		if (unlikely(word_state(w) != AFP_APP && word_state(w) != AFP_TX))
@@ -114,8 +112,12 @@ static enum afp_reason lend_to_tx(struct afp_port *port, const struct afp_desc *
 		if (unlikely(atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == word_gen(w)))
 			return AFP_NOT_HELD;
 		if (likely(word_refs(w) == 1 && !(w & AFP_FRAGMENTED))) {
-			word_store(t, frame, word_make(word_gen(w), port->id, AFP_TX, word_owner(w), 1, 1));
-			return AFP_OK;
+			/* Not the pool's thread: by a mistake of the caller's, the owner may just be taking the frame in. */
+			next = word_make(word_gen(w), port->id, AFP_TX, word_owner(w), 1, 1);
+			if (atomic_compare_exchange_strong_explicit(&t->word[frame], &w, next, memory_order_release,
+								    memory_order_relaxed))
+				return AFP_OK;
+			continue;
 		}
 		/* A fragment is known by its bit: taken once, however often the exchange below is tried. */
 		if (unlikely((w & AFP_FRAGMENTED) && !fragment)) {
@@ -138,8 +140,24 @@ static enum afp_reason lend_to_tx(struct afp_port *port, const struct afp_desc *
 	}
 }
 
+/* The common case, in one comparison: a frame of this thread's own pool, held by nobody else and not given back. */
+static inline bool lend_direct(struct afp_port *port, const struct afp_pool *mine, const struct afp_desc *desc)
+{
+	struct afp_table *t = port->table;
+	uint64_t gen = (uint64_t)desc->gen << AFP_GEN_SHIFT;
+	uint32_t frame = frame_of(t, desc->addr);
+
+	if (unlikely(!mine || frame == AFP_NO_FRAME || word_load(t, frame) != (word_in_app(mine) | gen) ||
+		     atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == desc->gen))
+		return false;
+	word_store(t, frame, word_in_tx(mine, port->id) | gen);
+	return true;
+}
+
 uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused)
 {
+	const struct afp_table *t = port->table;
+	const struct afp_pool *mine = port->pool && owned_by(port->pool, afp_self()) ? port->pool : NULL;
 	uint32_t index = 0, done;
 	uint64_t bytes = 0;
 
@@ -148,15 +166,20 @@ uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, 
 	n = port_tx_room(port, n);
 	index = port->tx.cached_prod;
 	for (done = 0; done < n; done++) {
-		enum afp_reason reason = lend_to_tx(port, &descs[done]);
+		const struct afp_desc *desc = &descs[done];
+		enum afp_reason reason = AFP_OK;
 
+		/* Options mean metadata or a packet in several parts, for which no socket is bound here. */
+		if (unlikely(!desc->len || desc->options || desc->len > t->frame_size - (desc->addr & (t->frame_size - 1))))
+			reason = desc->addr < t->size ? AFP_INVALID : AFP_FOREIGN;
+		else if (unlikely(!lend_direct(port, mine, desc)))
+			reason = lend_to_tx(port, desc);
 		if (unlikely(reason != AFP_OK)) {
-			afp_refuse(port->table, refused, done, descs[done].addr, reason);
+			afp_refuse(port->table, refused, done, desc->addr, reason);
 			break;
 		}
-		*xsk_ring_prod__tx_desc(&port->tx, index + done) =
-			(struct xdp_desc){descs[done].addr, descs[done].len, descs[done].options};
-		bytes += descs[done].len;
+		*xsk_ring_prod__tx_desc(&port->tx, index + done) = (struct xdp_desc){desc->addr, desc->len, 0};
+		bytes += desc->len;
 	}
 	if (!done)
 		return 0;

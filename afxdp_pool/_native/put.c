@@ -12,6 +12,8 @@ static void box_send(struct afp_box *box, uint32_t slot)
 	struct afp_pool *p = box->pool[slot];
 	struct afp_post *post = box->post[slot];
 
+	/* Others may have written to the frames before they let go of them. */
+	atomic_thread_fence(memory_order_acquire);
 	post->next = atomic_load_explicit(&p->inbox, memory_order_relaxed);
 	while (!atomic_compare_exchange_weak(&p->inbox, &post->next, post))
 		;
@@ -21,6 +23,7 @@ static void box_send(struct afp_box *box, uint32_t slot)
 
 bool afp_box_add(struct afp_box *box, struct afp_pool *p, uint32_t frame, uint16_t gen, enum afp_state from)
 {
+	struct afp_table *t = p->table;
 	uint32_t slot = 0;
 	struct afp_post *post;
 
@@ -46,7 +49,12 @@ bool afp_box_add(struct afp_box *box, struct afp_pool *p, uint32_t frame, uint16
 	}
 	box->last = slot;
 	post = box->post[slot];
-	atomic_store_explicit(&p->table->returned[frame], gen, memory_order_relaxed);
+	/* Against a second return while this one is on its way: of a put the claim, of a completion a frame in TX that no port
+	 * has. The word may be written here: the reference that comes back is the only one, and the port's. */
+	if (from == AFP_APP)
+		atomic_store_explicit(&t->returned[frame], gen, memory_order_relaxed);
+	else
+		word_store(t, frame, word_load(t, frame) & ~AFP_HOLDER_MASK);
 	post->entry[post->n++] = post_entry(frame, gen, from);
 	return true;
 }
@@ -89,8 +97,12 @@ static enum afp_reason put_fragment(struct afp_table *t, struct afp_box *box, ui
 		return AFP_NOT_HELD;
 	w = word_load(t, frame);
 	for (;;) {
-		if (word_refs(w) == 1)
-			return afp_go_home(t, box, frame, w, AFP_APP);
+		if (word_refs(w) == 1) {
+			enum afp_reason reason = afp_go_home(t, box, frame, w, AFP_APP);
+			if (unlikely(reason == AFP_NO_MEMORY))
+				afp_give_fragment(t, frame, addr);
+			return reason;
+		}
 		if (atomic_compare_exchange_weak_explicit(&t->word[frame], &w, w - AFP_ONE_REF, memory_order_release,
 							  memory_order_relaxed))
 			return AFP_OK;
