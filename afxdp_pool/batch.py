@@ -33,19 +33,21 @@ class Batch:
     Attributes:
         data: the whole Umem as uint8, shape ``(bytes,)``.
         port: the port the packets came from, or None.
+        frame_size: bytes a frame of the Umem has, 0 when not known.
 
     Ownership: whoever holds the batch holds one reference to each of its frames. A batch given to a handler lends
     them for the call only; ``copy()`` it before keeping packets beyond the call.
     Concurrency: any one thread at a time.
     """
 
-    __slots__ = ("_descs", "_pointer", "data", "port")
+    __slots__ = ("_descs", "_pointer", "data", "frame_size", "port")
 
-    def __init__(self, descs: npt.NDArray[Any], data: Bytes, port: Port | None = None) -> None:
+    def __init__(self, descs: npt.NDArray[Any], data: Bytes, port: Port | None = None, *, frame_size: int = 0) -> None:
         self._descs = descs
         self._pointer: Any = None
         self.data = data
         self.port = port
+        self.frame_size = frame_size
 
     @property
     def descs(self) -> npt.NDArray[Any]:
@@ -81,7 +83,7 @@ class Batch:
             desc = self._descs[int(key)]
             start = int(desc["addr"])
             return self.data[start : start + int(desc["len"])]
-        return Batch(self._descs[key], self.data, self.port)
+        return Batch(self._descs[key], self.data, self.port, frame_size=self.frame_size)
 
     def __iter__(self) -> Iterator[Bytes]:
         """Each packet in turn, as ``batch[i]``."""
@@ -107,17 +109,19 @@ class Batch:
 
     def copy(self) -> Batch:
         """The same packets under descriptors of their own: the frames are not copied, no reference is taken."""
-        return Batch(self._descs.copy(), self.data, self.port)
+        return Batch(self._descs.copy(), self.data, self.port, frame_size=self.frame_size)
 
     def write(self, index: int, packet: bytes | bytearray | memoryview | Bytes) -> None:
         """Write `packet` into frame `index`, at its address, and set its length.
 
         Raises:
-            InvalidDescriptorError: the packet would reach beyond the Umem. (Beyond its frame: refused when sent.)
+            InvalidDescriptorError: the packet would reach beyond its frame (where the batch knows the frame size, which
+                every batch of a pool or port does) or beyond the Umem.
         """
         content = np.frombuffer(packet, np.uint8)
         start = int(self._descs["addr"][index])
-        if start + len(content) > len(self.data):
-            raise InvalidDescriptorError(f"{len(content)} bytes at {start:#x} reach beyond the Umem")
+        end = start + len(content)
+        if end > len(self.data) or (self.frame_size and start % self.frame_size + len(content) > self.frame_size):
+            raise InvalidDescriptorError(f"{len(content)} bytes at {start:#x} reach beyond their frame")
         self.data[start : start + len(content)] = content
         self._descs["len"][index] = len(content)

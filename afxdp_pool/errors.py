@@ -94,7 +94,13 @@ class ProgramLoadError(AfXdpError):
 
 
 class LinkGoneError(AfXdpError):
-    """The network device went away, or was taken down, while the port was in use."""
+    """The network device went away, or was taken down, while the port was in use.
+
+    Attributes:
+        done: how many frames of the call are with the port all the same; they come home when it is closed.
+    """
+
+    done: int = 0
 
 
 class PoolError(AfXdpError):

@@ -133,9 +133,10 @@ class Forwarder:
         self.umem = self.ports[0].pool.umem
         if any(port.pool.umem is not self.umem for port in self.ports):
             raise ConfigError("the ports of a forwarder share one Umem", hint="make their pools on the same Umem")
-        self._engine = lib.afp_engine_new(self.umem.table, self.batch, spin)
-        if self._engine == ffi.NULL:
-            raise AfXdpError(doing="making an event descriptor", errno=ffi.errno)
+        self._engine = ffi.new("struct afp_engine *")
+        failed = lib.afp_engine_init(self._engine, self.umem.table, self.batch, spin)
+        if failed:
+            raise AfXdpError(doing="making an event descriptor", errno=-failed)
         self._owned: list[Any] = []
         self._keep: list[Any] = []
         self._thread: threading.Thread | None = None
@@ -276,13 +277,16 @@ class Forwarder:
     def _run_handler(self, engine: Any, end_ns: int) -> int:
         handler = self.handler
         assert handler is not None
-        descs = np.frombuffer(ffi.buffer(engine.descs), DESC)
-        verdicts = np.frombuffer(ffi.buffer(engine.verdicts), np.uint8)
-        data, ports = self.umem.data, self.ports
+        # Views of the engine's memory; they keep it alive, should a handler keep one of them.
+        memory = ffi.buffer(engine)
+        descs = np.frombuffer(memory, DESC, lib.AFP_BATCH_MAX, ffi.offsetof("struct afp_engine", "descs"))
+        verdicts = np.frombuffer(memory, np.uint8, lib.AFP_BATCH_MAX, ffi.offsetof("struct afp_engine", "verdicts"))
+        data, ports, frame_size = self.umem.data, self.ports, self.umem.frame_size
         while (why := lib.afp_engine_poll(engine, end_ns)) == lib.AFP_RAN_BATCH:
             n = engine.busy_n
             try:
-                write_verdicts(handler(Batch(descs[:n], data, ports[engine.busy_port])), verdicts[:n])
+                batch = Batch(descs[:n], data, ports[engine.busy_port], frame_size=frame_size)
+                write_verdicts(handler(batch), verdicts[:n])
             except BaseException:
                 verdicts[:n] = DROP
                 lib.afp_engine_dispatch(engine)
@@ -305,6 +309,8 @@ class Forwarder:
             failed = self.ports[engine.failed_port]
             raise link_gone(failed, int(failed.native.error))
         if why == lib.AFP_RAN_WRONG_THREAD:
+            for pool in self.pools:
+                _ = pool.native  # raises when it was closed
             raise WrongThreadError(
                 "run: another thread owns a pool of these ports", hint="let it call pool.unbind() first"
             )
@@ -358,7 +364,7 @@ class Forwarder:
             self.stop()
             self._thread.join()
             self._thread = None
-        lib.afp_engine_free(self._engine)
+        lib.afp_engine_fini(self._engine)
         self._engine = None
         for thing in reversed(self._owned):
             thing.close()

@@ -40,6 +40,7 @@ _REASONS: dict[int, tuple[type[PoolError], str]] = {
     7: (PoolError, "is a fragment, which has one reference and cannot be given more"),
 }
 _DETACHED = 2  # enum afp_life
+_MOST = (1 << 31) - 1
 
 
 def raise_refused(refused: Any, done: int, doing: str) -> None:
@@ -87,7 +88,7 @@ class _Callbacks:
                 descs = np.zeros(len(frames), DESC)
                 descs["addr"] = frames.astype(np.uint64) * np.uint64(self._frame_size) + np.uint64(self._headroom)
                 descs["len"] = self._frame_size - self._headroom
-                self._init(Batch(descs, self._data))
+                self._init(Batch(descs, self._data, frame_size=self._frame_size))
             if self._event is not None:
                 self._event("release" if event else "hold", frames)
         except BaseException as error:  # C is calling: it is raised by the next call from Python
@@ -145,8 +146,8 @@ class FramePool:
         init_callback: Callable[[Batch], object] | None = None,
         on_event: Callable[[str, npt.NDArray[np.uint32]], object] | None = None,
     ) -> None:
-        if ring_size < 1 or quota < 0:
-            raise ConfigError("ring_size must be at least 1, and quota not negative")
+        if ring_size < 1 or not 0 <= quota <= _MOST:
+            raise ConfigError(f"ring_size must be at least 1, and quota 0 to {_MOST}")
         self.umem = umem
         self._pool = lib.afp_pool_create(umem.table, min(ring_size, lib.AFP_RING_MAX), quota)
         if self._pool == ffi.NULL:
@@ -242,8 +243,8 @@ class FramePool:
 
         Args:
             n: how many.
-            out: a batch of `n` descriptors of this Umem, or more, to write into instead of making a new one: faster in a
-                loop. Its frames must have been given away; what is returned is `out` itself, or its first part.
+            out: a batch of `n` descriptors of this Umem, or more, to write into instead of making a new one: faster in
+                a loop. Its frames must have been given away; what is returned is `out` itself, or its first part.
 
         Raises:
             WrongThreadError: another thread owns the pool. ConfigError: `out` is too short.
@@ -251,8 +252,8 @@ class FramePool:
         Concurrency: owner thread only. Ownership: the caller holds the frames until put, sent or filled.
         """
         if out is None:
-            out = Batch(np.empty(n, DESC), self.umem.data)
-        elif len(out) < n or out.data is not self.umem.data:
+            out = self._new_batch(n)
+        elif not 0 <= n <= len(out) or out.data is not self.umem.data:
             raise ConfigError(f"out holds {len(out)} descriptors, or of another Umem, not {n}")
         got = lib.afp_pool_alloc(self.native, out.pointer, n)
         if got == len(out) and not self._watched:
@@ -271,12 +272,17 @@ class FramePool:
 
         Concurrency: owner thread only. Ownership: the caller holds the fragments; each is put or sent by itself.
         """
-        out = Batch(np.empty(n, DESC), self.umem.data)
+        out = self._new_batch(n)
         got = lib.afp_pool_alloc_fragments(self.native, out.pointer, n, size)
         if got == lib.AFP_TOO_LARGE:
             room = self.umem.frame_size - self.umem.config.headroom
             raise FrameSizeError(f"a fragment of {size} bytes is not possible", hint=f"choose 1 to {room}")
         return self._allocated(out, got, "alloc_fragments")
+
+    def _new_batch(self, n: int) -> Batch:
+        if not 0 <= n <= _MOST:
+            raise ConfigError(f"{n} frames are not possible", hint="ask for 0 or more")
+        return Batch(np.empty(n, DESC), self.umem.data, frame_size=self.umem.frame_size)
 
     def _allocated(self, out: Batch, got: int, doing: str) -> Batch:
         if got < 0:

@@ -325,7 +325,7 @@ class Port:
         if n is None:
             stats = port_stats(port)
             n = max(0, int(port.fill_level) - (stats.fill_submitted - stats.rx_packets - stats.fill_reclaimed))
-        got = lib.afp_port_fill(port, n)
+        got = lib.afp_port_fill(port, _count(n))
         if got < 0:
             raise self.pool._refusal(got, f"{self.name}: fill")
         return int(got)
@@ -335,7 +335,8 @@ class Port:
 
         Ownership: the caller holds the frames until put, sent or kept.
         """
-        batch = Batch(np.empty(n, DESC), self.pool.umem.data, self)
+        umem = self.pool.umem
+        batch = Batch(np.empty(_count(n), DESC), umem.data, self, frame_size=umem.frame_size)
         got = lib.afp_port_receive(self.native, batch.pointer, n)
         batch = batch[:got]
         if got and self.pool.umem.tracer is not None:
@@ -349,22 +350,26 @@ class Port:
             DoubleFreeError: a frame the caller does not hold; ForeignFrameError, InvalidDescriptorError: a descriptor
                 that points outside the Umem, has no length, or leaves its frame. Those before it are sent
                 (``error.done`` of them); it and those behind it are the caller's still.
-            LinkGoneError: the network device is down or gone.
+            LinkGoneError: the device is down or gone; ``error.done`` frames are with the port, until it is closed.
 
         Ownership: one reference to each frame sent is the kernel's, until `complete()` on this port.
         """
         if batch.data is not self.pool.umem.data:
             raise ForeignFrameError("the batch is of another Umem")
         refused = ffi.new("struct afp_refusals *")
-        sent = lib.afp_port_transmit(self.native, batch.pointer, len(batch), refused)
-        self.kick()
+        sent = int(lib.afp_port_transmit(self.native, batch.pointer, len(batch), refused))
+        try:
+            self.kick()
+        except LinkGoneError as error:
+            error.done = sent
+            raise
         if refused.n:
             raise_refused(refused, sent, f"{self.name}: transmit")
-        return int(sent)
+        return sent
 
     def complete(self, n: int = 64) -> int:
         """Take up to `n` completions: each frame goes home to the pool that owns it. Returns how many."""
-        return int(lib.afp_port_complete(self.native, n))
+        return int(lib.afp_port_complete(self.native, _count(n)))
 
     def kick(self) -> None:
         """Tell the kernel that there is something to send. A full queue is no error: what is left is sent later.
@@ -410,6 +415,13 @@ class Port:
         lib.afp_port_free(self._port)
         self._port = None
         self.pool.umem._ports.discard(self)
+
+
+def _count(n: int) -> int:
+    """How many frames a call may move: not negative, and no more than C can count."""
+    if not 0 <= n < 1 << 31:
+        raise ConfigError(f"{n} frames are not possible", hint="ask for 0 or more")
+    return n
 
 
 def link_gone(port: Port, code: int) -> AfXdpError:

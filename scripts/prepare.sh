@@ -21,6 +21,18 @@ command -v pkg-config >/dev/null || missing="$missing pkg-config"
 pkg-config --exists libxdp 2>/dev/null || missing="$missing libxdp-dev"
 pkg-config --exists libbpf 2>/dev/null || missing="$missing libbpf-dev"
 python_ok || missing="$missing python3 python3-venv python3-dev"
+# The tests' own tools: a model checker, and a counter of instructions. Without them their tests are skipped, and say so.
+tools=""
+if [ "$extras" = dev ]; then
+	command -v spin >/dev/null || tools="$tools spin"
+	command -v valgrind >/dev/null || tools="$tools valgrind"
+	command -v setpriv >/dev/null || tools="$tools util-linux"
+fi
+if [ -n "$tools" ] && { [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; }; then
+	echo "Not installed, so some tests will be skipped:$tools" >&2
+	tools=""
+fi
+missing="$missing$tools"
 
 if [ -n "$missing" ]; then
 	if ! command -v apt-get >/dev/null; then

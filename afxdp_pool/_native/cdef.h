@@ -128,8 +128,8 @@ struct afp_engine {
 	uint8_t verdicts[1024];
 	...;
 };
-struct afp_engine *afp_engine_new(struct afp_table *t, uint32_t batch, uint32_t spin);
-void afp_engine_free(struct afp_engine *e);
+int afp_engine_init(struct afp_engine *e, struct afp_table *t, uint32_t batch, uint32_t spin);
+void afp_engine_fini(struct afp_engine *e);
 int afp_engine_add(struct afp_engine *e, struct afp_port *port);
 void afp_engine_stop(struct afp_engine *e);
 void afp_engine_clear_stop(struct afp_engine *e);

@@ -13,6 +13,7 @@ enum { E_ROUNDS, E_IDLE, E_SLEEPS, E_DROPPED, E_REFLECTED, E_FORWARDED, E_KEPT, 
 
 /* With frames in TX, completions may come without any event that ppoll() could see. */
 #define COMPLETION_CHECK_NS 1000000ull
+#define DRAIN_PAUSE_NS 50000
 /* Below this a sleep costs more than it saves. */
 #define WORTH_SLEEPING_NS 60000ull
 /* A kick sends at most the kernel's budget: go on while it makes progress, but let the other ports have their turn. */
@@ -26,27 +27,20 @@ uint64_t afp_now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
 }
 
-struct afp_engine *afp_engine_new(struct afp_table *t, uint32_t batch, uint32_t spin)
+int afp_engine_init(struct afp_engine *e, struct afp_table *t, uint32_t batch, uint32_t spin)
 {
-	struct afp_engine *e = calloc(1, sizeof(*e));
-
-	if (!e)
-		return NULL;
+	memset(e, 0, sizeof(*e));
 	e->table = t;
 	e->batch = batch < AFP_BATCH_MAX ? batch : AFP_BATCH_MAX;
 	e->spin = spin;
 	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (e->wake_fd < 0) {
-		free(e);
-		return NULL;
-	}
-	return e;
+	return e->wake_fd < 0 ? -errno : 0;
 }
 
-void afp_engine_free(struct afp_engine *e)
+void afp_engine_fini(struct afp_engine *e)
 {
 	close(e->wake_fd);
-	free(e);
+	e->wake_fd = -1;
 }
 
 int afp_engine_add(struct afp_engine *e, struct afp_port *port)
@@ -88,7 +82,7 @@ static int recycle(struct afp_engine *e, bool refill, uint32_t *work)
 		struct afp_port *port = e->port[i];
 		uint32_t want;
 
-		if (refill && port->pool && unlikely(afp_pool_bind(port->pool)))
+		if (refill && port->pool && unlikely(port_bind_pool(port)))
 			return AFP_WRONG_THREAD;
 		*work += afp_port_complete(port, 2 * e->batch);
 		want = refill ? port_fill_want(port) : 0;
@@ -188,6 +182,17 @@ static uint32_t route_room(struct afp_engine *e, uint32_t in)
 	return port_tx_room(e->port[output_of(in, r->verdict)], e->batch);
 }
 
+/* Room for a whole batch on every port that can send: a handler may send all of it anywhere. */
+static uint32_t any_room(struct afp_engine *e)
+{
+	uint32_t room = e->batch;
+
+	for (uint32_t i = 0; i < e->nports; i++)
+		if (e->port[i]->tx.ring)
+			room = port_tx_room(e->port[i], room);
+	return room;
+}
+
 static uint32_t serve_port(struct afp_engine *e, uint32_t in)
 {
 	const struct afp_route *r = &e->route[in];
@@ -235,7 +240,8 @@ static void sleep_until(struct afp_engine *e, uint64_t wake_ns)
 		return;
 	fds[n++] = (struct pollfd){.fd = e->wake_fd, .events = POLLIN};
 	for (uint32_t i = 0; i < e->nports; i++)
-		if (e->route[i].receive && e->port[i]->fd >= 0)
+		/* Packets that wait for room to be sent would end the sleep at once; completions, checked for soon, make it. */
+		if (e->route[i].receive && e->port[i]->fd >= 0 && (e->handler ? any_room(e) : route_room(e, i)))
 			fds[n++] = (struct pollfd){.fd = e->port[i]->fd, .events = POLLIN};
 	now = wake_ns - now;
 	ts.tv_sec = (time_t)(now / 1000000000ull);
@@ -299,19 +305,9 @@ int afp_engine_run(struct afp_engine *e, uint64_t deadline_ns)
 	}
 }
 
-/* Room for a whole batch on every port that can send: a handler may send all of it anywhere. */
-static uint32_t any_room(struct afp_engine *e)
-{
-	uint32_t room = e->batch;
-
-	for (uint32_t i = 0; i < e->nports; i++)
-		if (e->port[i]->tx.ring)
-			room = port_tx_room(e->port[i], room);
-	return room;
-}
-
 int afp_engine_poll(struct afp_engine *e, uint64_t deadline_ns)
 {
+	e->handler = true;
 	for (;;) {
 		uint32_t work = 0, room, n = 0;
 		int why;
@@ -382,16 +378,20 @@ uint32_t afp_engine_dispatch(struct afp_engine *e)
 
 uint32_t afp_engine_drain(struct afp_engine *e, uint64_t deadline_ns)
 {
-	uint32_t left = 0, work = 0;
+	const struct timespec pause = {0, DRAIN_PAUSE_NS};
 
-	do {
+	for (;;) {
+		uint32_t left = 0, work = 0;
+
 		(void)recycle(e, false, &work);
 		(void)kick(e);
-		left = 0;
 		for (uint32_t i = 0; i < e->nports; i++)
 			left += port_in_tx(e->port[i]);
-	} while (left && afp_now_ns() < deadline_ns);
-	return left;
+		if (!left || afp_now_ns() >= deadline_ns)
+			return left;
+		if (!work)
+			nanosleep(&pause, NULL);
+	}
 }
 
 void afp_engine_read_stats(const struct afp_engine *e, struct afp_engine_stats *out)

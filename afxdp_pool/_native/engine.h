@@ -64,6 +64,7 @@ struct afp_engine {
 	uint32_t idle; /* rounds without work, in a row */
 	uint32_t busy_port; /* of a batch in `descs`: the engine's index of the port it came from */
 	uint32_t busy_n;
+	bool handler; /* driven by poll() and dispatch(): any packet may leave by any port */
 	int wake_fd; /* eventfd: stop() from any thread */
 	int failed_port;
 	_Atomic int stop;
@@ -74,8 +75,9 @@ struct afp_engine {
 	struct afp_desc origin[AFP_BATCH_MAX];
 };
 
-struct afp_engine *afp_engine_new(struct afp_table *t, uint32_t batch, uint32_t spin);
-void afp_engine_free(struct afp_engine *e);
+/* 0 or a negative errno. The struct's memory is the caller's: a handler's views of it may outlive the engine. */
+int afp_engine_init(struct afp_engine *e, struct afp_table *t, uint32_t batch, uint32_t spin);
+void afp_engine_fini(struct afp_engine *e);
 int afp_engine_add(struct afp_engine *e, struct afp_port *port); /* the port's index, or -1 when full */
 /* Any thread, and a signal handler. */
 void afp_engine_stop(struct afp_engine *e);

@@ -10,14 +10,13 @@ int afp_port_fill(struct afp_port *port, uint32_t n)
 	/* POOL becomes FILL, held by this port, the next generation: one addition, as the fields do not overflow. */
 	const uint64_t change = word_make(1, port->id, AFP_FILL, 0, 0, 0) - word_make(0, 0, AFP_POOL, 0, 0, 0);
 	uint32_t done = 0;
+	int err;
 
 	if (unlikely(!port->pool || !port->fill.ring))
 		return 0;
-	if (unlikely(!owned_by(port->pool, afp_self()))) {
-		int err = afp_pool_bind(port->pool);
-		if (err)
-			return err;
-	}
+	err = port_bind_pool(port);
+	if (unlikely(err))
+		return err;
 	while (done < n) {
 		uint32_t frames[AFP_REFILL], index = 0;
 		uint32_t want = n - done < AFP_REFILL ? n - done : AFP_REFILL;

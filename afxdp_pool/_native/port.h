@@ -37,6 +37,7 @@ struct afp_port_stats {
 struct afp_port {
 	struct afp_table *table;
 	struct afp_pool *pool; /* frames for FILL; NULL when this port never fills */
+	uint32_t pool_serial;  /* of that pool: its struct may serve another, once it is closed */
 	uint32_t id;
 	uint32_t fill_level; /* frames to keep with the kernel */
 	int fd;              /* -1: rings in plain memory */
@@ -110,6 +111,11 @@ static inline uint32_t port_tx_room(struct afp_port *port, uint32_t n)
 	uint32_t room = xsk_prod_nb_free(&port->tx, n);
 
 	return room < n ? room : n;
+}
+/* This thread owns the port's pool from here: 0, AFP_WRONG_THREAD, or AFP_CLOSED when another pool has its place. */
+static inline int port_bind_pool(struct afp_port *port)
+{
+	return likely(port->pool->serial == port->pool_serial) ? afp_pool_bind(port->pool) : AFP_CLOSED;
 }
 /* How many more frames FILL should get: none while it is nearly full, so that it is topped up in bulk. */
 static inline uint32_t port_fill_want(const struct afp_port *port)

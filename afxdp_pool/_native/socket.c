@@ -49,6 +49,7 @@ struct afp_port *afp_port_new(struct afp_table *t, struct afp_pool *pool, uint32
 		return NULL;
 	port->table = t;
 	port->pool = pool;
+	port->pool_serial = pool ? pool->serial : 0;
 	port->fill_level = fill_level;
 	port->fd = -1;
 	pthread_mutex_lock(&t->lock);

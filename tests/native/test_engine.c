@@ -10,9 +10,10 @@ struct bench {
 
 static struct bench set(struct afp_table *t, uint32_t batch)
 {
-	struct bench b = {.p = afp_pool_create(t, 64, 0), .e = afp_engine_new(t, batch, 0)};
+	struct bench b = {.p = afp_pool_create(t, 64, 0), .e = calloc(1, sizeof(struct afp_engine))};
 
 	CHECK(b.e);
+	CHECK_EQ(afp_engine_init(b.e, t, batch, 0), 0);
 	for (int i = 0; i < 2; i++) {
 		b.port[i] = fake_port(t, b.p, 64, 64);
 		fake_start(b.port[i], UINT32_MAX - 70);
@@ -23,7 +24,8 @@ static struct bench set(struct afp_table *t, uint32_t batch)
 
 static void clear(struct bench *b)
 {
-	afp_engine_free(b->e);
+	afp_engine_fini(b->e);
+	free(b->e);
 	for (int i = 0; i < 2; i++)
 		afp_port_free(b->port[i]);
 	CHECK_EQ(afp_pool_destroy(b->p), 0);
@@ -252,14 +254,16 @@ static void the_generator_sends_count_packets(struct afp_table *t)
 
 static void more_ports_than_an_engine_has_are_refused(struct afp_table *t)
 {
-	struct afp_engine *e = afp_engine_new(t, 4096, 0);
+	struct afp_engine *e = calloc(1, sizeof(*e));
 	struct afp_port *port = fake_port(t, NULL, 2, 1);
 
+	CHECK_EQ(afp_engine_init(e, t, 4096, 0), 0);
 	CHECK_EQ(e->batch, AFP_BATCH_MAX);
 	for (int i = 0; i < AFP_ENGINE_PORTS; i++)
 		CHECK_EQ(afp_engine_add(e, port), i);
 	CHECK_EQ(afp_engine_add(e, port), -1);
-	afp_engine_free(e);
+	afp_engine_fini(e);
+	free(e);
 	afp_port_free(port);
 }
 

@@ -81,7 +81,7 @@ def test_write_takes_any_bytes_and_sets_the_length(batch: Batch, content: bytes)
 def test_nothing_is_written_beyond_the_umem(umem: Umem, batch: Batch) -> None:
     batch.addr[0] = len(umem.data) - 4
     batch.write(0, b"1234")
-    with pytest.raises(InvalidDescriptorError, match="beyond the Umem"):
+    with pytest.raises(InvalidDescriptorError, match="beyond their frame"):
         batch.write(0, b"12345")
     assert bytes(batch[0]) == b"1234"
 

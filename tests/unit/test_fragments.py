@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from afxdp_pool import (
+    Batch,
     ConfigError,
     DoubleFreeError,
     FramePool,
@@ -95,7 +96,7 @@ def test_fragments_put_in_any_order_while_more_are_cut(umem: Umem) -> None:
     chance = random.Random(4)
     with FramePool(umem) as pool:
         held: list[tuple[int, int]] = []
-        batches = {}
+        batches: dict[int, Batch] = {}
         for step in range(2000):
             if chance.random() < 0.5 and len(batches) < 200:
                 batches[step] = pool.alloc_fragments(1, chance.choice([64, 300, 700, 1300, 3000]))
@@ -148,7 +149,7 @@ def test_init_callback_sees_each_entering_frame_once_before_it_is_used(umem: Ume
 def test_events_tell_of_every_frame_that_enters_and_leaves(umem: Umem) -> None:
     inside: set[int] = set()
 
-    def event(kind: str, frames: np.ndarray) -> None:  # type: ignore[type-arg]
+    def event(kind: str, frames: np.ndarray) -> None:
         numbers = set(frames.tolist())
         assert len(numbers) == len(frames)
         if kind == "hold":

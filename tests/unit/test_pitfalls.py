@@ -1,7 +1,7 @@
-"""What went wrong with page_pool or its users in the kernel, tried on this pool: pitfalls of docs/page-pool.md by number.
+"""What went wrong with page_pool or its users in the kernel, tried here: the pitfalls of docs/page-pool.md.
 
-Those about rings and the kernel's other side are in test_pitfalls_ports.py, those that need a real kernel in
-tests/veth/test_kernel_facts.py.
+Those about rings and closing are in test_pitfalls_ports.py, those about many threads, creation and counters in
+test_pitfalls_pools.py, those that need a real kernel in tests/veth/test_kernel_facts.py.
 """
 
 from __future__ import annotations
@@ -10,24 +10,20 @@ import itertools
 import random
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
 import pytest
-from support import conserved, elsewhere, identities, join, small_port, until
+from support import conserved, elsewhere, identities, small_port
 
 from afxdp_pool import (
     Batch,
     DoubleFreeError,
     FramePool,
-    MemoryLimitError,
-    PoolError,
     Port,
     Umem,
-    WrongThreadError,
 )
-from afxdp_pool.memory import AnonymousMemory
 from afxdp_pool.testing.rings import FakeKernel
 
 
@@ -144,11 +140,11 @@ def test_pitfall_00_a_second_put_is_refused_on_every_path(umem: Umem, pool: Fram
 def test_pitfall_01_the_last_return_may_come_while_the_pool_is_destroyed(umem: Umem) -> None:
     """Pitfall 1: the last return freed the pool while another CPU was still in its ring (271683bb2cf3)."""
     with Worker() as first, Worker() as second:
-        for _ in range(300):
+        for _ in range(2000):
             pool = FramePool(umem)
             batch = pool.alloc(64)
             for worker, half in ((first, batch[:32]), (second, batch[32:])):
-                worker(lambda half=half: umem.put(half))  # type: ignore[misc]
+                worker(partial(umem.put, half))
             pool.close()
             first.wait()
             second.wait()
@@ -161,7 +157,7 @@ def test_pitfall_02_only_the_owner_recycles_into_the_cache(pool: FramePool) -> N
         for _ in range(100):
             batch = pool.alloc(100)
             before, room = pool.stats(), pool.native.ncache
-            other(lambda batch=batch: pool.put(batch))  # type: ignore[misc]
+            other(partial(pool.put, batch))
             other.wait()
             assert (pool.native.ncache, pool.stats().recycle_cached) == (room, before.recycle_cached)
             assert pool.collect() == 100
@@ -198,11 +194,11 @@ def test_pitfall_04_the_cache_never_overflows(umem: Umem) -> None:
                 pool.put(held.pop(chance.randrange(len(held))))
             elif step == 9 and held:
                 batch = held.pop()
-                elsewhere(lambda batch=batch: pool.put(batch))  # type: ignore[misc]
+                elsewhere(partial(pool.put, batch))
             elif step == 10:
                 pool.collect()
             elif step == 11:
-                chance.choice([pool.flush, port.fill])()
+                _ = pool.flush() if chance.random() < 0.5 else port.fill()
             assert 0 <= pool.native.ncache <= 128
         for batch in held:
             pool.put(batch)
@@ -243,11 +239,11 @@ def test_pitfall_05_clones_dropped_in_every_order_go_home_once(umem: Umem, pool:
 def test_pitfall_06_two_holders_that_drop_at_once_recycle_once(pool: FramePool) -> None:
     """Pitfall 6: clone and original recycled the same page, racing (2cc3aeb5eccc)."""
     with Worker() as first, Worker() as second:
-        for _ in range(300):
+        for _ in range(2000):
             batch = pool.alloc(64)
             pool.ref(batch)
             for worker in (first, second):
-                worker(lambda batch=batch: pool.put(batch))  # type: ignore[misc]
+                worker(partial(pool.put, batch))
             first.wait()
             second.wait()
             assert pool.collect() == 64
@@ -269,7 +265,7 @@ def test_pitfall_07_every_way_to_take_a_reference_has_one_to_give_it_back(umem: 
             if step == 0 and held and held + sent < 6:
                 held += pool.ref(batch)
             elif step in (1, 2) and held:
-                held -= elsewhere(lambda batch=batch: pool.put(batch)) if step == 1 else pool.put(batch)  # type: ignore[misc]
+                held -= elsewhere(partial(pool.put, batch)) if step == 1 else pool.put(batch)
             elif step == 3 and held:
                 port.transmit(batch)
                 held, sent = held - 1, sent + 1
@@ -369,5 +365,3 @@ def test_pitfall_25_direct_recycling_follows_the_owner_not_the_caller(pool: Fram
             pool.put(batch[30:])
             assert pool.stats().recycle_cached == cached + 30
             assert pool.collect() == 10
-
-

@@ -1,36 +1,29 @@
-"""Pitfalls of docs/page-pool.md, by number: those about rings and what the kernel does, about creation and counting.
+"""Pitfalls of docs/page-pool.md, by number: those about rings, what the kernel does with them, and closing.
 
 `FakeKernel` plays the kernel, of whatever version is meant. On the real one: tests/veth/test_kernel_facts.py.
 """
 
 from __future__ import annotations
 
-import errno
 import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pytest
-from support import SMALL, conserved, elsewhere, identities, join, small_port
+from support import SMALL, conserved, small_port
 
 from afxdp_pool import (
-    AfXdpError,
     Batch,
     DoubleFreeError,
-    ForeignFrameError,
     FramePool,
     InvalidDescriptorError,
-    MemoryLimitError,
     PoolClosedError,
     PoolError,
-    Port,
     PortConfig,
     Umem,
-    WrongThreadError,
 )
 from afxdp_pool.memory import AnonymousMemory
 from afxdp_pool.testing.rings import FakeKernel
@@ -90,7 +83,7 @@ def test_pitfall_11_forced_reclaim_races_with_puts_and_completions(umem: Umem, p
         pool.ref(batch)
         pool.ref(batch)
         assert first.transmit(batch) == second.transmit(batch) == 60
-        together = threading.Barrier(3)
+        together = threading.Barrier(5)
 
         def at_once(call: Callable[[], object], together: threading.Barrier = together) -> None:
             together.wait()
@@ -98,7 +91,7 @@ def test_pitfall_11_forced_reclaim_races_with_puts_and_completions(umem: Umem, p
 
         threads = [
             threading.Thread(target=at_once, args=(call,))
-            for call in (first.close, lambda batch=batch: [pool.put(batch[i : i + 7]) for i in range(0, 60, 7)])  # type: ignore[misc]
+            for call in (first.close, *(partial(pool.put, batch[i : i + 20]) for i in (0, 20, 40)))
         ]
         for thread in threads:
             thread.start()
@@ -219,7 +212,7 @@ def test_pitfall_22_a_port_that_only_sends_has_frames_in_fill(pool: FramePool) -
         assert port.fill() == kernel.filled() == 64
 
 
-def test_pitfall_27_a_frame_parked_in_the_kernel_is_counted_though_no_ring_shows_it(umem: Umem, pool: FramePool) -> None:
+def test_pitfall_27_a_frame_parked_in_the_kernel_is_counted_though_in_no_ring(umem: Umem, pool: FramePool) -> None:
     """Pitfall 27: the kernel keeps frames aside, in no ring: only submitted minus returned knows them."""
     port = small_port(pool)
     kernel = FakeKernel(port)
@@ -299,34 +292,32 @@ def test_pitfall_17_no_descriptor_crosses_the_end_of_its_frame_or_of_the_umem(um
     port = small_port(pool)
     kernel = FakeKernel(port)
     every = packets(pool, 512)
-    ends = [every[every.addr == frame * 4096] for frame in (0, 255, 511)]
+    ends = np.isin(every.addr, [0, 255 * 4096, 511 * 4096])
+    pool.put(every[~ends])
     size = len(umem.data)
+    sent = 0
     for _ in range(3000):
-        one = chance.choice(ends).copy()
-        home = int(one.addr[0])
+        home = chance.choice([0, 255, 511]) * 4096
+        one = every[every.addr == home].copy()
         edge = chance.choice([home, home + 4096, size, (1 << 64) - 1])
         addr = min(max(edge + chance.randrange(-3, 4), 0), (1 << 64) - 1)
         length = max(0, chance.choice([0, home + 4096 - addr, size - addr, 4096, 1 << 31]) + chance.randrange(-2, 3))
         one.addr[0], one.len[0] = addr, min(length, 0xFFFFFFFF)
-        inside = home <= addr and addr + length <= home + 4096 and length > 0
-        pool.ref(every[every.addr == home])
-        if inside:
+        if addr // 4096 in (0, 255, 511) and length > 0 and addr % 4096 + length <= 4096:
+            pool.ref(every[every.addr == addr // 4096 * 4096])
             assert port.transmit(one) == 1
             assert [len(packet) for packet in kernel.send()] == [length]
-            assert port.complete() == 1
-        elif home <= addr < home + 4096 or addr >= size:
-            with pytest.raises((InvalidDescriptorError, ForeignFrameError)):
+            sent += port.complete()
+        else:
+            with pytest.raises(PoolError):
                 port.transmit(one)
-            pool.put(every[every.addr == home])
-        else:  # in another frame, which the application holds too: with its generation it would be that frame's
-            pool.put(every[every.addr == home])
-    assert port.stats().completion_bad == 0
-    pool.put(every)
+    assert port.stats().tx_packets == sent > 300
+    pool.put(every[ends])
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 8, 0x8000])
 def test_pitfall_17_options_that_no_socket_here_is_bound_for_are_refused(pool: FramePool, bits: int) -> None:
-    """Bit 0 would join two packets to one, bit 1 have the kernel read metadata before the packet; others are invalid."""
+    """Bit 0 would join two packets, bit 1 have the kernel read metadata before the packet; others are invalid."""
     with small_port(pool) as port:
         batch = packets(pool, 2)
         batch.descs["options"][1] = bits
@@ -334,142 +325,3 @@ def test_pitfall_17_options_that_no_socket_here_is_bound_for_are_refused(pool: F
             port.transmit(batch)
         assert caught.value.done == 1
         pool.put(batch[1:])
-
-
-# None, many, failing, counted ---------------------------------------------------------------------------------------
-
-
-def test_pitfall_19_a_call_for_none_moves_nothing(umem: Umem, pool: FramePool) -> None:
-    """Pitfall 19: a batch allocation of none returned one (a95a4d9b39b0)."""
-    port = small_port(pool)
-    kernel = FakeKernel(port)
-    port.fill(2)
-    kernel.deliver(1)
-    one = packets(pool, 1)
-    port.transmit(one)
-    kernel.send()
-    before = (pool.stats(), port.stats(), umem.states().tolist(), port.ring_levels())
-    none = pool.alloc(0)
-    assert len(none) == len(pool.alloc_fragments(0, 64)) == len(port.receive(0)) == 0
-    assert pool.put(none) == pool.ref(none) == port.fill(0) == port.transmit(none) == port.complete(0) == 0
-    assert (pool.stats(), port.stats(), umem.states().tolist(), port.ring_levels()) == before
-    assert port.complete() == 1
-
-
-def test_pitfall_20_pools_of_many_threads_share_the_free_list(umem: Umem) -> None:
-    """Pitfall 20: several threads used one list of free frames without a lock (dnsdist, b81c7e42fcde)."""
-    failures: list[str] = []
-
-    def work(mark: int) -> None:
-        with FramePool(umem, ring_size=8) as pool:
-            for _ in range(300):
-                batch = pool.alloc(100)
-                umem.data[batch.addr] = mark
-                if (umem.data[batch.addr] != mark).any():
-                    failures.append("a frame was given to two threads")
-                pool.put(batch)
-                pool.flush()
-
-    threads = [threading.Thread(target=work, args=(mark,)) for mark in range(1, 5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    with FramePool(umem) as pool:
-        pool.bind()
-        with pytest.raises(WrongThreadError):
-            elsewhere(lambda: pool.alloc(1))
-
-
-@pytest.mark.parametrize("returners", [1, 2, 4, 8])
-def test_pitfall_23_a_remote_return_is_one_post_a_batch_and_never_finds_it_full(umem: Umem, returners: int) -> None:
-    """Pitfall 23: the ring's one lock costs 650 ns a page with four CPUs, and a full ring frees the page.
-
-    What a return costs is measured in benchmarks/pool.
-    """
-    with FramePool(umem, ring_size=1) as pool:
-        batch = pool.alloc(512)
-        parts = [batch[i::returners] for i in range(returners)]
-        threads = [threading.Thread(target=pool.put, args=(part,)) for part in parts]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()  # the owner has not looked once
-        assert umem.audit().check().inbox == 512
-        assert pool.stats().release_cnt == 0
-        assert pool.collect() == 512
-        stats = pool.stats()
-        assert (stats.remote_batches, stats.remote_frames, stats.late_refused) == (returners, 512, 0)
-
-
-class Failing:
-    """The C library, of which one function fails."""
-
-    def __init__(self, lib: Any, name: str, fail: Callable[[], object]) -> None:
-        self._lib, self._name, self._fail = lib, name, fail
-
-    def __getattr__(self, name: str) -> Any:
-        return (lambda *_: self._fail()) if name == self._name else getattr(self._lib, name)
-
-
-def test_pitfall_24_creation_that_fails_leaves_nothing(umem: Umem, pool: FramePool) -> None:
-    """Pitfall 24: drivers did not check what page_pool_create() returned, and used or leaked it."""
-    import afxdp_pool.pool as pools
-    import afxdp_pool.port as ports
-    import afxdp_pool.umem as umems
-    from afxdp_pool._native import ffi
-
-    def null(code: int) -> object:
-        ffi.errno = code
-        return ffi.NULL
-
-    def open_fails(code: int) -> object:
-        return -code
-
-    def failing(module: Any, name: str, fail: Callable[[], object], create: Callable[[], object]) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "lib", Failing(module.lib, name, fail))
-            with pytest.raises((MemoryLimitError, PoolError, AfXdpError)):
-                create()
-
-    failing(pools, "afp_pool_create", lambda: null(12), lambda: FramePool(umem))
-    failing(pools, "afp_pool_create", lambda: null(24), lambda: FramePool(umem))
-    failing(ports, "afp_port_new", lambda: null(24), lambda: small_port(pool))
-    failing(ports, "afp_port_mock", lambda: -12, lambda: small_port(pool))
-    memory = AnonymousMemory(64 * 4096)
-    failing(umems, "afp_table_init", lambda: -12, lambda: Umem(64, memory=memory))
-    memory.close()
-    umem.audit().check(idle=True)
-    assert len(umem._ports) == 0
-    with small_port(pool) as port, FramePool(umem) as next_pool:
-        assert (port.native.id, next_pool.id) == (1, pool.id + 1)
-
-
-def test_pitfall_26_the_counters_conserve_over_a_random_run_in_bulk(umem: Umem) -> None:
-    """Pitfall 26: page_pool counts a bulk's overflow, and a slow allocation, once for many pages."""
-    random_numbers = np.random.default_rng(26)
-    pools = [FramePool(umem, ring_size=size) for size in (1, 8, 64)]
-    held: list[Batch] = []
-    taken, given = [0] * 3, 0
-    for _ in range(1500):
-        which = int(random_numbers.integers(3))
-        batch = pools[which].alloc(int(random_numbers.integers(0, 120)))
-        taken[which] += len(batch)
-        held.append(batch)
-        if random_numbers.random() < 0.6:
-            mixed = join(*held)
-            mixed = mixed[random_numbers.permutation(len(mixed))]
-            given += elsewhere(lambda mixed=mixed: umem.put(mixed)) if random_numbers.random() < 0.2 else umem.put(mixed)  # type: ignore[misc]
-            held = []
-    given += umem.put(join(*held)) if held else 0
-    for pool in pools:
-        pool.collect()
-    assert given == sum(taken)
-    for pool, count in zip(pools, taken, strict=True):
-        identities(pool, count, count)
-        stats = pool.stats()
-        assert stats.recycle_ring_full > 64, "the ring overflowed"
-        assert stats.hold_cnt <= 64 * stats.alloc_slow
-        assert stats.recycle_cache_full <= stats.recycle_ring + stats.recycle_ring_full
-        pool.close()
