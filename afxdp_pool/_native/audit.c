@@ -41,16 +41,14 @@ static void see(struct auditor *a, uint32_t frame, enum place where, uint32_t po
 		wrong(a, frame, AFP_WRONG_STATE, w, AFP_POOL, word_state(w));
 }
 
-/* Is the frame, in state `from`, on its way home? A put leaves a claim, a completion a frame in TX that no port has. */
+/* Is the frame, in state `from`, posted to its owner and not taken in? */
 static inline bool posted(const struct afp_table *t, uint32_t frame, enum afp_state from)
 {
 	uint64_t w = word_load(t, frame);
+	_Atomic uint16_t *claim = from == AFP_APP ? t->returned : t->completed;
 
-	if (word_state(w) != from)
-		return false;
-	if (from == AFP_APP)
-		return atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == word_gen(w);
-	return from == AFP_TX && !word_holder(w);
+	return word_state(w) == from && (from == AFP_APP || from == AFP_TX) &&
+	       atomic_load_explicit(&claim[frame], memory_order_relaxed) == word_gen(w);
 }
 
 static void see_pool(struct auditor *a, struct afp_pool *p)
@@ -116,10 +114,13 @@ static void judge_frames(struct auditor *a, uint32_t *owned, uint32_t *filled, u
 			wrong(a, f, AFP_WRONG_REFS, w, tx, refs);
 		if (state == AFP_FILL)
 			filled[holder]++;
-		if (state == AFP_TX && holder != AFP_SEVERAL)
-			sent[holder]++;
-		if (state == AFP_TX && holder == AFP_SEVERAL)
-			*several += tx;
+		/* A completion that was posted to another thread's pool is done for the port, not yet for the word. */
+		if (state == AFP_TX && a->place[f] != INBOX) {
+			if (holder == AFP_SEVERAL)
+				*several += tx;
+			else
+				sent[holder]++;
+		}
 		/* A posted frame's port may be closed by now: its owner has only to take it in. */
 		if (a->place[f] != INBOX && (state == AFP_FILL || (state == AFP_TX && holder != AFP_SEVERAL)) &&
 		    (holder >= AFP_MAX_PORTS || !t->ports[holder]))

@@ -391,6 +391,7 @@ void afp_wrap_generation(struct afp_table *t, uint32_t frame, uint64_t *w)
 {
 	*w += AFP_ONE_GEN;
 	atomic_store_explicit(&t->returned[frame], 0, memory_order_relaxed);
+	atomic_store_explicit(&t->completed[frame], 0, memory_order_relaxed);
 }
 
 /* From the top of the cache into descriptors: POOL becomes APP, one reference, the next generation. */

@@ -231,8 +231,8 @@ static inline enum afp_reason afp_go_home(struct afp_table *t, struct afp_box *b
 {
 	struct afp_pool *p = frame_owner(t, w);
 
-	if (unlikely(from == AFP_APP && atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == word_gen(w)))
-		return AFP_NOT_HELD; /* already on its way */
+	if (unlikely(from == AFP_TX && atomic_load_explicit(&t->completed[frame], memory_order_relaxed) == word_gen(w)))
+		return AFP_NOT_HELD; /* already on its way: one frame, two completions */
 	if (likely(p == box->mine) || owned_by(p, box->self)) {
 		if (unlikely(p != box->mine)) {
 			afp_box_count(box);

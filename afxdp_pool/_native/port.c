@@ -264,10 +264,16 @@ void afp_port_reclaim(struct afp_port *port)
 
 		if (mine && word_state(w) == AFP_FILL) {
 			/* The port's own for a moment, as if it had been received. */
-			w = word_make(word_gen(w), 0, AFP_APP, word_owner(w), 0, 1);
-			word_store(t, frame, w);
-			filled += afp_go_home(t, &box, frame, w, AFP_APP) == AFP_OK;
-		} else if (mine && word_state(w) == AFP_TX) {
+			uint64_t ours = word_make(word_gen(w), 0, AFP_APP, word_owner(w), 0, 1);
+
+			word_store(t, frame, ours);
+			if (likely(afp_go_home(t, &box, frame, ours, AFP_APP) == AFP_OK))
+				filled++;
+			else
+				word_store(t, frame, w); /* no memory to post it: it stays where it was, for an audit to name */
+		} else if (mine && word_state(w) == AFP_TX &&
+			   atomic_load_explicit(&t->completed[frame], memory_order_relaxed) != word_gen(w)) {
+			/* What is completed, and posted to its owner, is on its way home already. */
 			sent += back_from_tx(port, &box, frame) == AFP_OK;
 		}
 		while (port->sent_clones && port->sent_clones[frame] && back_from_tx(port, &box, frame) == AFP_OK)

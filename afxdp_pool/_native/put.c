@@ -49,12 +49,9 @@ bool afp_box_add(struct afp_box *box, struct afp_pool *p, uint32_t frame, uint16
 	}
 	box->last = slot;
 	post = box->post[slot];
-	/* Against a second return while this one is on its way: of a put the claim, of a completion a frame in TX that no port
-	 * has. The word may be written here: the reference that comes back is the only one, and the port's. */
-	if (from == AFP_APP)
-		atomic_store_explicit(&t->returned[frame], gen, memory_order_relaxed);
-	else
-		word_store(t, frame, word_load(t, frame) & ~AFP_HOLDER_MASK);
+	/* Against a second return while this one is on its way. A put and a completion do not know of each other: should there
+	 * be both, by a mistake of the caller's, the state the frame is in decides. */
+	atomic_store_explicit(from == AFP_APP ? &t->returned[frame] : &t->completed[frame], gen, memory_order_relaxed);
 	post->entry[post->n++] = post_entry(frame, gen, from);
 	return true;
 }
@@ -117,6 +114,9 @@ static enum afp_reason put_one(struct afp_table *t, struct afp_box *box, const s
 
 	if (unlikely(frame == AFP_NO_FRAME))
 		return AFP_FOREIGN;
+	/* The claim before the word: if a later life has claimed the frame meanwhile, the word shows that life. */
+	if (unlikely(atomic_load_explicit(&t->returned[frame], memory_order_acquire) == desc->gen))
+		return AFP_NOT_HELD;
 	w = word_load(t, frame);
 	for (;;) {
 		enum afp_reason reason = held(w, desc->gen);
@@ -156,9 +156,11 @@ static inline __attribute__((always_inline)) uint32_t put_loop(struct afp_table 
 		memcpy(&rest, &desc->len, sizeof(rest)); /* the generation is its highest 16 bits, as in the word */
 		if (unlikely(desc->addr >= size))
 			break;
+		/* The claim before the word: if a later life has claimed the frame meanwhile, the word shows that life. */
+		if (claims && unlikely(atomic_load_explicit(&returned[frame], memory_order_acquire) == desc->gen))
+			break;
 		w = atomic_load_explicit(&word[frame], memory_order_relaxed);
-		if (unlikely(((rest & AFP_GEN_MASK) ^ w) != held) ||
-		    (claims && unlikely(atomic_load_explicit(&returned[frame], memory_order_relaxed) == word_gen(w))))
+		if (unlikely(((rest & AFP_GEN_MASK) ^ w) != held))
 			break;
 		atomic_store_explicit(&word[frame], w ^ flip, memory_order_relaxed);
 		*dest++ = (uint32_t)frame;
@@ -213,8 +215,8 @@ static uint32_t put_posted(struct afp_table *t, const struct afp_pool *p, struct
 		uint64_t frame = descs[i].addr >> shift;
 
 		if (unlikely(descs[i].addr >= size) ||
-		    unlikely(atomic_load_explicit(&word[frame], memory_order_relaxed) != (held | gen << AFP_GEN_SHIFT)) ||
-		    unlikely(atomic_load_explicit(&returned[frame], memory_order_relaxed) == gen))
+		    unlikely(atomic_load_explicit(&returned[frame], memory_order_acquire) == gen) ||
+		    unlikely(atomic_load_explicit(&word[frame], memory_order_relaxed) != (held | gen << AFP_GEN_SHIFT)))
 			break;
 		atomic_store_explicit(&returned[frame], (uint16_t)gen, memory_order_relaxed);
 		entry[i] = post_entry((uint32_t)frame, (uint16_t)gen, AFP_APP);

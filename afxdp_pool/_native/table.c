@@ -17,10 +17,12 @@ int afp_table_init(struct afp_table *t, void *area, uint32_t nframes, uint32_t f
 	t->headroom = headroom;
 	t->word = calloc(nframes, sizeof(*t->word));
 	t->returned = calloc(nframes, sizeof(*t->returned));
+	t->completed = calloc(nframes, sizeof(*t->completed));
 	t->free_list = malloc(nframes * sizeof(*t->free_list));
-	if (!t->word || !t->returned || !t->free_list) {
+	if (!t->word || !t->returned || !t->completed || !t->free_list) {
 		free((void *)t->word);
 		free((void *)t->returned);
+		free((void *)t->completed);
 		free(t->free_list);
 		return -ENOMEM;
 	}
@@ -55,6 +57,7 @@ void afp_table_fini(struct afp_table *t)
 	pthread_mutex_destroy(&t->lock);
 	free((void *)t->word);
 	free((void *)t->returned);
+	free((void *)t->completed);
 	free((void *)t->fragments);
 	free(t->free_list);
 	memset(t, 0, sizeof(*t));

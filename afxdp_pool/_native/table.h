@@ -119,7 +119,8 @@ struct afp_table {
 	uint32_t frame_size;
 	uint32_t headroom;
 	_Atomic uint64_t *word;     /* [nframes] */
-	_Atomic uint16_t *returned; /* [nframes] generation last claimed by a remote return, 0 = none */
+	_Atomic uint16_t *returned;  /* [nframes] generation last claimed by a remote put, 0 = none */
+	_Atomic uint16_t *completed; /* [nframes] generation last posted by a completion in another thread, 0 = none */
 	_Atomic uint64_t *fragments; /* [nframes] a bit for each fragment the application holds; made when first needed */
 
 	/* Control path: pools and ports come and go, frames move between the free list and the pools in bulk. */

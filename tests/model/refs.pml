@@ -10,10 +10,10 @@
  * Each access to the word is one step. Every thread does every sequence of operations it may.
  *
  * Mutants, each must fail:  PLAIN_DECREMENT  PLAIN_LEND  DECIDES_ONCE  STAYS_TX
- * Limits, each must fail, and show what a broken rule costs: one reference, which one thread sends while another puts it.
- *   SENT_AND_PUT=SENDER or OWNER, the thread that sends, with the property in question:  COMES_HOME  ONLY_ONCE
- * Variant, with which these pass:  GUARDED (lend_to_tx() outside the owner's thread by compare-and-swap for one reference
- * too, and a completion that does not heed the claim of a put)
+ * With a mistake of the caller's, one reference that one thread sends while another puts it (SENT_AND_PUT=SENDER or OWNER,
+ * the thread that sends), these must hold:  COMES_HOME  ONLY_ONCE
+ * and each of these mutants must fail:  PLAIN_SEND (outside the owner's thread too a frame with one reference is sent by a
+ * store)  CLAIM_STOPS_COMPLETION (a completion heeds the claim of a put)
  */
 
 /* The frame word: holder | state | tx | refs. The generation is return.pml's. */
@@ -36,16 +36,20 @@
 
 short word;
 bool returned; /* the claim, of this one life */
+bool completed; /* ... and a completion's */
 byte cache;
 chan inbox = [3] of { byte /* the state the frame must be in */ };
 
 /* Is the word of a frame lent with its only reference simply stored? Does a return look for a claim? */
-#ifdef GUARDED
-#define STORES (self == OWNER)
-#define HEEDS_CLAIM(from) (from == APP)
-#else
+#ifdef PLAIN_SEND
 #define STORES true
+#else
+#define STORES (self == OWNER)
+#endif
+#ifdef CLAIM_STOPS_COMPLETION
 #define HEEDS_CLAIM(from) true
+#else
+#define HEEDS_CLAIM(from) (from == APP)
 #endif
 
 /* Only the properties see these. */
@@ -83,7 +87,12 @@ inline go_home(from)
 	:: else ->
 		if
 		:: self == OWNER -> goes_home()
-		:: else -> returned = true; inbox!from
+		:: self != OWNER && from == APP -> returned = true; inbox!from
+		:: self != OWNER && from == TX ->
+			if
+			:: completed -> refuse()
+			:: else -> completed = true; inbox!from
+			fi
 		fi
 	fi
 }
@@ -192,10 +201,9 @@ inline accept_post()
 {
 	inbox?from;
 	w = word;
-	returned = false;
 	if
 	:: STATE(w) == from && REFS(w) == 1 && SENT(w) == (from == TX) -> goes_home()
-	:: else -> refuse()
+	:: else -> returned = false; refuse()
 	fi;
 	d_step { w = 0; from = 0 }
 }

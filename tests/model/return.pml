@@ -9,9 +9,10 @@
  * once, lowest first, as malloc() might, so that an ABA problem of the inbox would show.
  *
  * Mutants, each must fail:  NO_GENERATION  NO_STATE  PLAIN_TAKE  PLAIN_PUSH  OWNER_IGNORES_CLAIM
- * Limits, each must fail, and show what is not promised:  GENERATIONS=2  REPORTED
+ *                               REPORTED CLAIM_CLEARED (the claim of an accepted post is taken back)
+ * Limit, must fail, and shows what is not promised:  GENERATIONS=2
  * Variants, each must pass:  NO_CLAIM (only the report of a mistake rests on the claim)
- *                            REPORTED CLAIM_FIRST (the claim is looked at before the word, and stays)
+ *                            REPORTED (the second of two puts in a row by one thread is told so)
  */
 #ifndef LIVES
 #define LIVES 3
@@ -71,22 +72,16 @@ inline goes_home(gen)
 #else
 #define CLAIMED(l) (returned == GEN_OF(l))
 #endif
-#ifdef CLAIM_FIRST
-#define FIRST_LOOK(l) !CLAIMED(l)
-#define SECOND_LOOK(l) HELD(l)
-#else
-#define FIRST_LOOK(l) HELD(l)
-#define SECOND_LOOK(l) !CLAIMED(l)
-#endif
 
 /* afp_put() in another thread than the owner's. */
 inline put_remotely(l)
 {
 	d_step { ok = false; begun = begun || l == life }
+	/* The claim before the word: a later life may claim the frame in between, and then the word shows that life. */
 	if
-	:: FIRST_LOOK(l) ->
+	:: !CLAIMED(l) ->
 		if
-		:: SECOND_LOOK(l) ->
+		:: HELD(l) ->
 			returned = GEN_OF(l);
 			d_step {
 				ok = true;
@@ -173,7 +168,7 @@ inline put_directly(l, how, again)
 inline accept_post()
 {
 	w = word;
-#ifndef CLAIM_FIRST
+#ifdef CLAIM_CLEARED
 	if
 	:: returned == entry[post] -> returned = 0
 	:: else
@@ -181,7 +176,12 @@ inline accept_post()
 #endif
 	if
 	:: GEN_GOOD && STATE_GOOD -> goes_home(GEN(w))
-	:: else -> assert(mistaken[post])
+	:: else ->
+		assert(mistaken[post]);
+		if
+		:: returned == entry[post] -> returned = 0
+		:: else
+		fi
 	fi;
 	w = 0
 }
