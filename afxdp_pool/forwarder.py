@@ -27,8 +27,8 @@ from afxdp_pool.port import Port, link_gone
 from afxdp_pool.report import Report, make_report
 from afxdp_pool.stats import engine_stats
 
-#: Rounds without work before the worker sleeps: long enough to bridge the gap between two batches under load.
-SPIN = 256
+#: Rounds without work before the worker sleeps, about 50 us: long enough to bridge the gaps between batches under load.
+SPIN = 1024
 #: The longest the loop stays in C: signals and `on_tick` wait so long.
 SLICE = 0.1
 #: How long packets under way may take to be sent and completed at the end of a run.

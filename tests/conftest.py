@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,3 +48,55 @@ def lab(veth_machine: None) -> Iterator[Lab]:
 
     with Lab() as made:
         yield made
+
+
+# The checklist of docs/page-pool.md names tests for each row. A row whose test was skipped is not proven: as root,
+# where nothing need be skipped, that fails the session. Only what was collected counts, so parts can be run.
+
+PAGE_POOL = Path(__file__).resolve().parents[1] / "docs" / "page-pool.md"
+_skipped: dict[str, str] = {}
+
+
+def tests_of_the_checklist() -> set[str]:
+    """The node ids that docs/page-pool.md names; a test in C by that of the program it is in."""
+    names = set(re.findall(r"`(tests/[\w/]+\.(?:py|c)::\w+)`", PAGE_POOL.read_text()))
+    return {
+        re.sub(r"^tests/native/(\w+)\.c::.*", r"tests/native/test_native.py::test_native[\1-asan]", n) for n in names
+    }
+
+
+def may_do_everything() -> bool:
+    """Root with the capabilities that the tests with real packets need, which root in a container may lack."""
+    capabilities = re.search(r"^CapEff:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    needed = 1 << 12 | 1 << 21  # CAP_NET_ADMIN, CAP_SYS_ADMIN
+    return os.geteuid() == 0 and capabilities is not None and int(capabilities[1], 16) & needed == needed
+
+
+def unproven_rows() -> list[str]:
+    """Tests of the checklist that were skipped, with the reason, if that is a failure."""
+    if not _skipped or not may_do_everything():
+        return []
+    named = tests_of_the_checklist()
+    return [
+        f"{node}: {reason}"
+        for node, reason in sorted(_skipped.items())
+        if any(node == name or node.startswith((f"{name}[", f"{name}::")) for name in named)
+    ]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _skipped[report.nodeid] = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.exitstatus == pytest.ExitCode.OK and unproven_rows():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    rows = unproven_rows()
+    if rows:
+        terminalreporter.section("docs/page-pool.md: tests of the checklist that were skipped", red=True)
+        for row in rows:
+            terminalreporter.line(row)

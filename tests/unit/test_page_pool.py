@@ -23,7 +23,6 @@ from afxdp_pool import Batch, ConfigError, FramePool, PoolError, Umem
 from afxdp_pool.memory import AnonymousMemory
 from afxdp_pool.testing.rings import FakeKernel
 
-
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "pool"
 
 
