@@ -100,7 +100,10 @@ def look(ifindex: int) -> Hook:
     """Look who is on the hook of device `ifindex`."""
     seen = ffi.new("struct afp_hook *")
     lib.afp_bpf_log_start()
-    if (failed := lib.afp_xdp_query(ifindex, seen)) < 0:
+    failed = lib.afp_xdp_query(ifindex, seen)
+    if failed == -errno.ENODEV:
+        return Hook(ifindex, "", None)  # a device that is gone; libbpf before 1.5 says nothing of it
+    if failed < 0:
         raise failure(failed, subject=f"interface {ifindex}", doing="asking for its XDP program")
     for mode, program_id in (
         ("native", seen.native_id),

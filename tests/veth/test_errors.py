@@ -120,7 +120,7 @@ def test_no_privilege(pair: VethPair, what: str) -> None:
     """
     # Still root, so that it can read the interpreter's files, but without a single capability.
     bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
-    enter = [] if netns else ["ip", "netns", "exec", pair.near.netns]
+    enter = [] if netns else ["nsenter", f"--net=/run/netns/{pair.near.netns}"]
     done = subprocess.run(
         [*enter, *bare, sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
     )
