@@ -19,11 +19,12 @@ import numpy as np
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.audit import Audit
 from afxdp_pool.batch import DESC, Batch
+from afxdp_pool.binding import link_gone
 from afxdp_pool.config import check_batch
 from afxdp_pool.errors import AfXdpError, ConfigError, PoolClosedError, VerdictError, WrongThreadError
 from afxdp_pool.handlers import DROP, FORWARD, TX, Handler, write_verdicts
 from afxdp_pool.pool import FramePool
-from afxdp_pool.port import Port, link_gone
+from afxdp_pool.port import Port
 from afxdp_pool.report import Report, make_report
 from afxdp_pool.stats import engine_stats
 
@@ -307,7 +308,7 @@ class Forwarder:
         engine = self.native
         if why == lib.AFP_RAN_ERROR:
             failed = self.ports[engine.failed_port]
-            raise link_gone(failed, int(failed.native.error))
+            raise link_gone(failed.name, int(failed.native.error))
         if why == lib.AFP_RAN_WRONG_THREAD:
             for pool in self.pools:
                 _ = pool.native  # raises when it was closed

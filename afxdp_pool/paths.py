@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from afxdp_pool.binding import borrow_program, check_place, return_program
 from afxdp_pool.config import Mode, PortConfig, UmemConfig, check_batch
 from afxdp_pool.errors import ConfigError
 from afxdp_pool.filters import Rule
 from afxdp_pool.forwarder import Forwarder, Rewrite, Route, Template
 from afxdp_pool.handlers import DROP, FORWARD, TX, Handler
 from afxdp_pool.pool import FramePool
-from afxdp_pool.port import Port, borrow_program, check_place, return_program
+from afxdp_pool.port import Port
 from afxdp_pool.program import XdpProgram
 from afxdp_pool.umem import Umem
 

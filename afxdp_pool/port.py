@@ -8,7 +8,6 @@ submitted minus returned; `audit()` holds the frame table against that.
 from __future__ import annotations
 
 import errno
-import os
 import time
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,25 +17,17 @@ import numpy as np
 from afxdp_pool import netdev as netdevs
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import DESC, Batch
+from afxdp_pool.binding import borrow_program, check_place, link_gone, open_error, return_program
 from afxdp_pool.config import PortConfig
 from afxdp_pool.errors import (
-    AfXdpError,
     ConfigError,
     ForeignFrameError,
-    FrameSizeError,
-    InterfaceDownError,
     LinkGoneError,
     MemoryLimitError,
-    ModeUnsupportedError,
-    NoSuchInterfaceError,
     NotEnoughFramesError,
     PoolClosedError,
-    PrivilegeError,
-    QueueBusyError,
-    QueueRangeError,
     WrongThreadError,
 )
-from afxdp_pool.filters import Rule
 from afxdp_pool.pool import FramePool, raise_refused
 from afxdp_pool.program import XdpProgram
 from afxdp_pool.stats import KernelStats, PortStats, kernel_stats, port_stats
@@ -212,44 +203,7 @@ class Port:
                 hint="open the port there, or let that thread call pool.unbind() first",
             )
         if result:
-            raise self._open_error(-result, stage[0])
-
-    def _open_error(self, code: int, stage: int) -> AfXdpError:
-        """The named error for a socket that could not be made."""
-        doing = "registering the memory" if stage == lib.AFP_STAGE_UMEM else "binding the socket"
-        kind: type[AfXdpError] = AfXdpError
-        hint = ""
-        if code in (errno.EPERM, errno.EACCES):
-            kind, hint = PrivilegeError, "run as root, or with CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF"
-        elif code in (errno.ENOBUFS, errno.ENOMEM):
-            kind = MemoryLimitError
-            hint = (
-                "the locked-memory limit is too low: raise it (ulimit -l unlimited), give the process "
-                "CAP_IPC_LOCK, or use fewer frames"
-            )
-        elif code == errno.EAFNOSUPPORT:
-            kind, hint = (
-                ModeUnsupportedError,
-                "this kernel is built without AF_XDP (CONFIG_XDP_SOCKETS); use one that has it",
-            )
-        elif code == errno.EBUSY:
-            kind = QueueBusyError
-            hint = "another AF_XDP socket has this queue: end its program (ss --xdp -p shows it) or use another queue"
-        elif code == errno.ENODEV:
-            kind, hint = NoSuchInterfaceError, "the interface went away while it was opened"
-        elif code == errno.ENETDOWN:
-            kind, hint = InterfaceDownError, f"bring it up: ip link set {self.netdev} up"
-        elif code == errno.EINVAL and stage == lib.AFP_STAGE_UMEM:
-            kind, hint = FrameSizeError, "this kernel does not take this frame size with this headroom"
-        elif self.config.mode == "zero-copy" and code in (errno.EOPNOTSUPP, errno.EINVAL):
-            kind = ModeUnsupportedError
-            hint = f"the driver {self._driver or 'of this interface'} has no zero-copy for this queue: use copy or auto"
-        elif code == errno.EINVAL:
-            kind, hint = (
-                QueueRangeError,
-                "the kernel says the queue or the mode does not exist on this device",
-            )
-        return kind(subject=self.name, doing=doing, errno=code, hint=hint)
+            raise open_error(self.name, self._driver, c.mode, -result, stage[0])
 
     def __enter__(self) -> Self:
         return self
@@ -379,7 +333,7 @@ class Port:
         """
         code = -lib.afp_port_kick(self.native)
         if code:
-            raise link_gone(self, code)
+            raise link_gone(self.name, code)
 
     def ring_levels(self) -> dict[str, int]:
         """Entries in each ring now: `fill` and `tx` wait for the kernel, `comp` and `rx` for us."""
@@ -422,75 +376,3 @@ def _count(n: int) -> int:
     if not 0 <= n < 1 << 31:
         raise ConfigError(f"{n} frames are not possible", hint="ask for 0 or more")
     return n
-
-
-def link_gone(port: Port, code: int) -> AfXdpError:
-    """The error for a socket whose network device no longer takes packets."""
-    return LinkGoneError(
-        subject=port.name,
-        doing="sending",
-        errno=code,
-        hint=f"it is down or was deleted; bring it up (ip link set {port.netdev} up) and open the port again",
-    )
-
-
-def check_place(netdev: str, queue: int, netns: str | None) -> netdevs.Netdev:
-    """Look the network device up and refuse what could never be bound: not there, down, no such queue."""
-    place = netdevs.find(netdev, netns)
-    where = f"{netdev} in namespace {netns}" if netns else netdev
-    if not place.up:
-        prefix = f"ip -n {netns}" if netns else "ip"
-        raise InterfaceDownError(
-            "the interface is down", subject=where, hint=f"bring it up: {prefix} link set {netdev} up"
-        )
-    queues = max(place.rx_queues, place.tx_queues)
-    if not 0 <= queue < queues:
-        raise QueueRangeError(
-            f"there is no queue {queue}",
-            subject=where,
-            hint=f"it has {queues} queue{'s' if queues > 1 else ''}: choose "
-            + (f"0 to {queues - 1}" if queues > 1 else "0")
-            + f", or give it more (ethtool -L {netdev} combined N)",
-        )
-    return place
-
-
-# One XDP program serves all queues of a netdev, so the ports of this process share it. ------------------------------
-
-_programs: dict[tuple[int, str], tuple[XdpProgram, int]] = {}
-
-
-def _place_key(netdev: str, netns: str | None) -> tuple[int, str]:
-    path = netdevs.netns_path(netns) if netns else "/proc/thread-self/ns/net"
-    return os.stat(path).st_ino, netdev
-
-
-def borrow_program(netdev: str, netns: str | None, *, rules: tuple[Rule, ...] = (), **options: Any) -> XdpProgram:
-    """The program of `netdev`, attached with these options if no port of this process has done so yet.
-
-    Raises:
-        ConfigError: it is attached already, with other rules.
-    """
-    key = _place_key(netdev, netns)
-    program, users = _programs.get(key, (None, 0))
-    if program is None:
-        program = XdpProgram(netdev, netns=netns, rules=rules, **options)
-    elif rules and rules != program.rules:
-        raise ConfigError(
-            "another port of this process receives under other rules",
-            subject=netdev,
-            hint="use the same rules",
-        )
-    _programs[key] = (program, users + 1)
-    return program
-
-
-def return_program(program: XdpProgram) -> None:
-    """Give a borrowed program back; the last one detaches it."""
-    for key, (known, users) in list(_programs.items()):
-        if known is program:
-            if users > 1:
-                _programs[key] = (program, users - 1)
-            else:
-                del _programs[key]
-                program.close()

@@ -1,0 +1,138 @@
+"""Where a port is bound: what can be wrong with the place, and the XDP program that the ports of one netdev share.
+
+It owns the programs borrowed by this process's ports, one a netdev, from the first port on it to the last.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+from afxdp_pool import netdev as netdevs
+from afxdp_pool._native import lib
+from afxdp_pool.errors import (
+    AfXdpError,
+    ConfigError,
+    FrameSizeError,
+    InterfaceDownError,
+    LinkGoneError,
+    MemoryLimitError,
+    ModeUnsupportedError,
+    NoSuchInterfaceError,
+    PrivilegeError,
+    QueueBusyError,
+    QueueRangeError,
+)
+from afxdp_pool.filters import Rule
+from afxdp_pool.program import XdpProgram
+
+
+def check_place(netdev: str, queue: int, netns: str | None) -> netdevs.Netdev:
+    """Look the network device up and refuse what could never be bound: not there, down, no such queue."""
+    place = netdevs.find(netdev, netns)
+    where = f"{netdev} in namespace {netns}" if netns else netdev
+    if not place.up:
+        prefix = f"ip -n {netns}" if netns else "ip"
+        raise InterfaceDownError(
+            "the interface is down", subject=where, hint=f"bring it up: {prefix} link set {netdev} up"
+        )
+    queues = max(place.rx_queues, place.tx_queues)
+    if not 0 <= queue < queues:
+        raise QueueRangeError(
+            f"there is no queue {queue}",
+            subject=where,
+            hint=f"it has {queues} queue{'s' if queues > 1 else ''}: choose "
+            + (f"0 to {queues - 1}" if queues > 1 else "0")
+            + f", or give it more (ethtool -L {netdev} combined N)",
+        )
+    return place
+
+
+def open_error(name: str, driver: str, mode: str, code: int, stage: int) -> AfXdpError:
+    """The named error for a socket that could not be made: errno `code`, in C's `stage`."""
+    doing = "registering the memory" if stage == lib.AFP_STAGE_UMEM else "binding the socket"
+    kind: type[AfXdpError] = AfXdpError
+    hint = ""
+    if code in (errno.EPERM, errno.EACCES):
+        kind, hint = PrivilegeError, "run as root, or with CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF"
+    elif code in (errno.ENOBUFS, errno.ENOMEM):
+        kind = MemoryLimitError
+        hint = (
+            "the locked-memory limit is too low: raise it (ulimit -l unlimited), give the process "
+            "CAP_IPC_LOCK, or use fewer frames"
+        )
+    elif code == errno.EAFNOSUPPORT:
+        kind, hint = (
+            ModeUnsupportedError,
+            "this kernel is built without AF_XDP (CONFIG_XDP_SOCKETS); use one that has it",
+        )
+    elif code == errno.EBUSY:
+        kind = QueueBusyError
+        hint = "another AF_XDP socket has this queue: end its program (ss --xdp -p shows it) or use another queue"
+    elif code == errno.ENODEV:
+        kind, hint = NoSuchInterfaceError, "the interface went away while it was opened"
+    elif code == errno.ENETDOWN:
+        kind, hint = InterfaceDownError, f"bring it up: ip link set {name.split()[0]} up"
+    elif code == errno.EINVAL and stage == lib.AFP_STAGE_UMEM:
+        kind, hint = FrameSizeError, "this kernel does not take this frame size with this headroom"
+    elif mode == "zero-copy" and code in (errno.EOPNOTSUPP, errno.EINVAL):
+        kind = ModeUnsupportedError
+        hint = f"the driver {driver or 'of this interface'} has no zero-copy for this queue: use copy or auto"
+    elif code == errno.EINVAL:
+        kind, hint = (
+            QueueRangeError,
+            "the kernel says the queue or the mode does not exist on this device",
+        )
+    return kind(subject=name, doing=doing, errno=code, hint=hint)
+
+
+def link_gone(name: str, code: int) -> LinkGoneError:
+    """The error for a socket whose network device no longer takes packets."""
+    return LinkGoneError(
+        subject=name,
+        doing="sending",
+        errno=code,
+        hint=f"it is down or was deleted; bring it up (ip link set {name.split()[0]} up) and open the port again",
+    )
+
+
+# One XDP program serves all queues of a netdev, so the ports of this process share it. ------------------------------
+
+_programs: dict[tuple[int, str], tuple[XdpProgram, int]] = {}
+
+
+def _place_key(netdev: str, netns: str | None) -> tuple[int, str]:
+    path = netdevs.netns_path(netns) if netns else "/proc/thread-self/ns/net"
+    return os.stat(path).st_ino, netdev
+
+
+def borrow_program(netdev: str, netns: str | None, *, rules: tuple[Rule, ...] = (), **options: Any) -> XdpProgram:
+    """The program of `netdev`, attached with these options if no port of this process has done so yet.
+
+    Raises:
+        ConfigError: it is attached already, with other rules.
+    """
+    key = _place_key(netdev, netns)
+    program, users = _programs.get(key, (None, 0))
+    if program is None:
+        program = XdpProgram(netdev, netns=netns, rules=rules, **options)
+    elif rules and rules != program.rules:
+        raise ConfigError(
+            "another port of this process receives under other rules",
+            subject=netdev,
+            hint="use the same rules",
+        )
+    _programs[key] = (program, users + 1)
+    return program
+
+
+def return_program(program: XdpProgram) -> None:
+    """Give a borrowed program back; the last one detaches it."""
+    for key, (known, users) in list(_programs.items()):
+        if known is program:
+            if users > 1:
+                _programs[key] = (program, users - 1)
+            else:
+                del _programs[key]
+                program.close()
