@@ -40,10 +40,11 @@ class Batch:
     Concurrency: any one thread at a time.
     """
 
-    __slots__ = ("_descs", "_pointer", "data", "frame_size", "port")
+    __slots__ = ("_count", "_descs", "_pointer", "data", "frame_size", "port")
 
     def __init__(self, descs: npt.NDArray[Any], data: Bytes, port: Port | None = None, *, frame_size: int = 0) -> None:
         self._descs = descs
+        self._count = len(descs)
         self._pointer: Any = None
         self.data = data
         self.port = port
@@ -71,7 +72,7 @@ class Batch:
         return self._pointer
 
     def __len__(self) -> int:
-        return len(self._descs)
+        return self._count
 
     @overload
     def __getitem__(self, key: int) -> Bytes: ...

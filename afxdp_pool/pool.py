@@ -40,6 +40,7 @@ _REASONS: dict[int, tuple[type[PoolError], str]] = {
     7: (PoolError, "is a fragment, which has one reference and cannot be given more"),
 }
 _DETACHED = 2  # enum afp_life
+_alloc, _put = lib.afp_pool_alloc, lib.afp_put_all
 _MOST = (1 << 31) - 1
 
 
@@ -154,6 +155,7 @@ class FramePool:
             if ffi.errno == 24:
                 raise PoolError("a Umem can have 255 pools, and this one has", hint="close some")
             raise MemoryLimitError("no memory for a pool")
+        self._table, self._data = umem.table, umem.data
         self._id = int(self._pool.id)
         self._serial = int(self._pool.serial)
         self._closed_native: Any = None
@@ -253,10 +255,10 @@ class FramePool:
         """
         if out is None:
             out = self._new_batch(n)
-        elif not 0 <= n <= len(out) or out.data is not self.umem.data:
+        elif not 0 <= n <= out._count or out.data is not self._data:
             raise ConfigError(f"out holds {len(out)} descriptors, or of another Umem, not {n}")
-        got = lib.afp_pool_alloc(self.native, out.pointer, n)
-        if got == len(out) and not self._watched:
+        got = _alloc(self._pool or self.native, out._pointer or out.pointer, n)
+        if got == out._count and not self._watched:
             return out
         return self._allocated(out, got, "alloc")
 
@@ -300,7 +302,13 @@ class FramePool:
 
         Concurrency: any thread.
         """
-        return frames_call(lib.afp_put_all, self.umem, batch, "put")
+        # frames_call() written out: this and alloc() are what an application's own loop calls most.
+        if batch.data is not self._data:
+            raise ForeignFrameError("the batch is of another Umem")
+        refused = _put(self._table or self.umem.table, batch._pointer or batch.pointer, batch._count)
+        if refused:
+            raise_refused(lib.afp_last_refusals(), batch._count - refused, "put")
+        return batch._count
 
     def ref(self, batch: Batch) -> int:
         """Take one more reference to each frame of `batch`: it must be put, or sent, once more for it to come home.
@@ -367,7 +375,7 @@ class FramePool:
         """The Umem closes: the C pool goes with its table."""
         if self._pool is not None:
             self._last_stats = pool_stats(self._pool)
-        self._pool = self._closed_native = None
+        self._pool = self._closed_native = self._table = None
 
     def _refusal(self, code: int, doing: str) -> PoolError:
         if code == lib.AFP_CLOSED:
