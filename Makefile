@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 # Making links and loading XDP programs needs root; everything else does not.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=NO_COLOR,TERM)
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench stress clean
 
 demo:
 	@scripts/prepare.sh plot
@@ -33,3 +33,8 @@ bench:
 clean:
 	rm -rf build dist *.egg-info .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf afxdp_pool/_bpf afxdp_pool/_native/_ffi.c afxdp_pool/_native/*.so tests/native/build benchmarks/native/build
+
+# A hundred million remote returns under ThreadSanitizer; some minutes.
+stress:
+	@scripts/prepare.sh test
+	@tests/native/stress.sh
