@@ -28,7 +28,7 @@ format:
 
 bench:
 	@scripts/prepare.sh test
-	@$(AS_ROOT) $(PYTHON) benchmarks/run.py
+	@$(AS_ROOT) $(PYTHON) -m benchmarks.run
 
 clean:
 	rm -rf build dist *.egg-info .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

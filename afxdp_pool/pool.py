@@ -18,54 +18,20 @@ from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import DESC, Batch
 from afxdp_pool.errors import (
     ConfigError,
-    DoubleFreeError,
     ForeignFrameError,
     FrameSizeError,
-    InvalidDescriptorError,
     MemoryLimitError,
     PoolClosedError,
     PoolError,
     WrongThreadError,
 )
+from afxdp_pool.refusals import frames_call, raise_refused
 from afxdp_pool.stats import PoolStats, pool_stats
 from afxdp_pool.umem import Umem
 
-_REASONS: dict[int, tuple[type[PoolError], str]] = {
-    1: (ForeignFrameError, "lies in no frame of this Umem"),
-    2: (DoubleFreeError, "is not held by its caller: it is free, in a ring, or already sent"),
-    3: (DoubleFreeError, "has gone round since: this descriptor is of an earlier life of its frame"),
-    4: (InvalidDescriptorError, "would be refused by the kernel: no length, options set, or not inside one frame"),
-    5: (PoolError, "has as many references as can be counted"),
-    6: (PoolError, "could not be handed over, for want of memory"),
-    7: (PoolError, "is a fragment, which has one reference and cannot be given more"),
-}
 _DETACHED = 2  # enum afp_life
 _alloc, _put = lib.afp_pool_alloc, lib.afp_put_all
 _MOST = (1 << 31) - 1
-
-
-def raise_refused(refused: Any, done: int, doing: str) -> None:
-    """Raise the error for a C ``struct afp_refusals`` that is not empty."""
-    items = list(refused.item)[: min(refused.n, lib.AFP_REFUSALS)]
-    kind, text = _REASONS[items[0].reason]
-    described = tuple((item.index, item.addr, _REASONS[item.reason][1]) for item in items)
-    others = f" (and {refused.n - 1} more refused)" if refused.n > 1 else ""
-    raise kind(
-        f"{doing}: frame {items[0].index} of the batch, address {items[0].addr:#x}, {text}{others}",
-        refused=described,
-        done=done,
-    )
-
-
-def frames_call(call: Callable[..., int], umem: Umem, batch: Batch, doing: str) -> int:
-    """Run one of C's calls over a batch's descriptors; raise for those it refused."""
-    if batch.data is not umem.data:
-        raise ForeignFrameError("the batch is of another Umem")
-    n = len(batch)
-    refused = call(umem.table, batch.pointer, n)
-    if refused:
-        raise_refused(lib.afp_last_refusals(), n - refused, doing)
-    return n
 
 
 class _Callbacks:
@@ -318,7 +284,7 @@ class FramePool:
 
         Concurrency: any thread that holds a reference.
         """
-        return frames_call(lib.afp_ref_all, self.umem, batch, "ref")
+        return frames_call(lib.afp_ref_all, self.umem.table, self._data, batch, "ref")
 
     def collect(self) -> int:
         """Take in what other threads gave back; returns how many frames came home. Concurrency: owner thread only."""

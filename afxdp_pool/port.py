@@ -28,8 +28,9 @@ from afxdp_pool.errors import (
     PoolClosedError,
     WrongThreadError,
 )
-from afxdp_pool.pool import FramePool, raise_refused
+from afxdp_pool.pool import FramePool
 from afxdp_pool.program import XdpProgram
+from afxdp_pool.refusals import raise_refused
 from afxdp_pool.stats import KernelStats, PortStats, kernel_stats, port_stats
 
 _RETRY_STEP = 0.01

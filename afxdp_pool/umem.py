@@ -21,6 +21,7 @@ from afxdp_pool.config import UmemConfig
 from afxdp_pool.errors import ConfigError, MemoryLimitError, PoolClosedError
 from afxdp_pool.holders import Holder, Tracer, find_holders, wanted
 from afxdp_pool.memory import Memory, best_memory
+from afxdp_pool.refusals import frames_call
 
 if TYPE_CHECKING:
     from afxdp_pool.pool import FramePool
@@ -204,9 +205,7 @@ class Umem:
 
         Concurrency: any thread. Ownership: the frames are no longer the caller's.
         """
-        from afxdp_pool.pool import frames_call
-
-        return frames_call(lib.afp_put_all, self, batch, "put")
+        return frames_call(lib.afp_put_all, self.table, self.data, batch, "put")
 
     def close(self) -> None:
         """Close the ports and pools on it, then let go of the memory. Idempotent; in any order with theirs."""

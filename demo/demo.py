@@ -21,7 +21,7 @@ from afxdp_pool.testing.traffic import Sink, Source
 
 HERE = Path(__file__).resolve().parent
 # A small Umem, so that the picture shows single frames.
-FRAMES = 1024
+FRAMES = 768
 SETTINGS = ap.PortConfig(fill_size=1024, fill_level=512, rx_size=512, tx_size=256, comp_size=256)
 SAMPLE_EVERY = 0.02
 

@@ -9,28 +9,11 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict
 
-Level = Literal["ok", "warn", "missing"]
+from afxdp_pool.cli.finding import Finding
+
 _COLOURS = {"ok": "32", "warn": "33", "missing": "31"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at.
-
-    Attributes:
-        what: its name.
-        level: ``"ok"``; ``"warn"`` it works, but slower or not all of it; ``"missing"`` it will not work.
-        text: what was found.
-        fix: the command, or the advice, that makes it better.
-    """
-
-    what: str
-    level: Level
-    text: str
-    fix: str = ""
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 
 from afxdp_pool import PortConfig
-from afxdp_pool.cli.doctor import Finding
+from afxdp_pool.cli.finding import Finding
 
 _AF_XDP = getattr(socket, "AF_XDP", 44)
 #: BPF links for XDP, which take the program off when its process ends.

@@ -9,7 +9,7 @@ import struct
 
 from afxdp_pool import UmemConfig, hook
 from afxdp_pool import netdev as netdevs
-from afxdp_pool.cli.doctor import Finding
+from afxdp_pool.cli.finding import Finding
 from afxdp_pool.errors import AfXdpError, NoSuchInterfaceError
 from afxdp_pool.netdev import Netdev, XdpFeature
 
