@@ -31,6 +31,7 @@ from afxdp_pool import (
 from afxdp_pool import __version__ as version
 from afxdp_pool.cli import arguments, doctor, doctor_machine, drawing, main, output, paths, traffic
 from afxdp_pool.cli.drawing import Line
+from afxdp_pool.cli.finding import Finding
 from afxdp_pool.cli.meter import Meter, Rate, losses
 from afxdp_pool.cli.screen import Picture, Shape, compose
 from afxdp_pool.testing import packets
@@ -427,7 +428,7 @@ def test_what_is_not_ok_has_a_remedy() -> None:
 
 
 def test_the_doctor_s_report() -> None:
-    findings = [doctor.Finding("kernel", "ok", "6.18"), doctor.Finding("hook", "missing", "taken", "free it")]
+    findings = [Finding("kernel", "ok", "6.18"), Finding("hook", "missing", "taken", "free it")]
     assert doctor.report("eth9", findings, colour=False) == [
         "eth9",
         "  ok       kernel  6.18",
