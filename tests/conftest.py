@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from afxdp_pool import FramePool, Umem
     from afxdp_pool.testing import Lab
 
 MISSING = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
@@ -100,3 +101,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("docs/page-pool.md: tests of the checklist that were skipped", red=True)
         for row in rows:
             terminalreporter.line(row)
+
+
+@pytest.fixture
+def umem() -> Iterator[Umem]:
+    """A Umem whose every frame is at home, and accounted for, when the test is over."""
+    from afxdp_pool import Umem
+
+    with Umem(512) as made:
+        yield made
+        for port in list(made._ports):
+            port.close()
+        made.audit().check(idle=True)
+
+
+@pytest.fixture
+def pool(umem: Umem) -> Iterator[FramePool]:
+    """A pool on that Umem."""
+    from afxdp_pool import FramePool
+
+    with FramePool(umem) as made:
+        yield made

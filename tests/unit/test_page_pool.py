@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -24,18 +23,6 @@ from afxdp_pool.memory import AnonymousMemory
 from afxdp_pool.testing.rings import FakeKernel
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "pool"
-
-
-@pytest.fixture
-def umem() -> Iterator[Umem]:
-    with conserved() as made:
-        yield made
-
-
-@pytest.fixture
-def pool(umem: Umem) -> Iterator[FramePool]:
-    with FramePool(umem) as made:
-        yield made
 
 
 def test_row_01_a_pool_that_is_refused_leaves_nothing(umem: Umem) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from support import conserved, elsewhere, identities, small_port
+from support import elsewhere, identities, small_port
 
 from afxdp_pool import (
     Batch,
@@ -25,18 +25,6 @@ from afxdp_pool import (
     Umem,
 )
 from afxdp_pool.testing.rings import FakeKernel
-
-
-@pytest.fixture
-def umem() -> Iterator[Umem]:
-    with conserved() as made:
-        yield made
-
-
-@pytest.fixture
-def pool(umem: Umem) -> Iterator[FramePool]:
-    with FramePool(umem) as made:
-        yield made
 
 
 class Worker:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import SMALL, conserved, elsewhere, identities, join, small_port
+from support import SMALL, elsewhere, identities, join, small_port
 
 import afxdp_pool.pool as pools
 import afxdp_pool.port as ports
@@ -21,18 +21,6 @@ from afxdp_pool import AfXdpError, Batch, FramePool, Port, Umem, WrongThreadErro
 from afxdp_pool._native import ffi
 from afxdp_pool.memory import AnonymousMemory
 from afxdp_pool.testing.rings import FakeKernel
-
-
-@pytest.fixture
-def umem() -> Iterator[Umem]:
-    with conserved() as made:
-        yield made
-
-
-@pytest.fixture
-def pool(umem: Umem) -> Iterator[FramePool]:
-    with FramePool(umem) as made:
-        yield made
 
 
 def test_pitfall_19_a_call_for_none_moves_nothing(umem: Umem, pool: FramePool) -> None:

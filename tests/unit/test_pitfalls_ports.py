@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -27,18 +27,6 @@ from afxdp_pool import (
 )
 from afxdp_pool.memory import AnonymousMemory
 from afxdp_pool.testing.rings import FakeKernel
-
-
-@pytest.fixture
-def umem() -> Iterator[Umem]:
-    with conserved() as made:
-        yield made
-
-
-@pytest.fixture
-def pool(umem: Umem) -> Iterator[FramePool]:
-    with FramePool(umem) as made:
-        yield made
 
 
 def packets(pool: FramePool, n: int) -> Batch:

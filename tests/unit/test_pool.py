@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -20,18 +20,6 @@ from afxdp_pool import (
     Umem,
 )
 from afxdp_pool.testing.rings import FakeKernel
-
-
-@pytest.fixture
-def umem() -> Iterator[Umem]:
-    with conserved() as made:
-        yield made
-
-
-@pytest.fixture
-def pool(umem: Umem) -> Iterator[FramePool]:
-    with FramePool(umem) as made:
-        yield made
 
 
 def delta(pool: FramePool, act: Callable[[], object]) -> dict[str, int]:

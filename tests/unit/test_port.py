@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -25,18 +24,6 @@ from afxdp_pool.testing.rings import FakeKernel
 
 #: Ring indices from the start, and about to wrap.
 STARTS = [0, (1 << 32) - 40]
-
-
-@pytest.fixture
-def umem() -> Iterator[Umem]:
-    with conserved() as made:
-        yield made
-
-
-@pytest.fixture
-def pool(umem: Umem) -> Iterator[FramePool]:
-    with FramePool(umem) as made:
-        yield made
 
 
 @pytest.fixture(params=STARTS, ids=["indices from 0", "indices wrap"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from support import SMALL, conserved, elsewhere, small_port
+from support import SMALL, elsewhere, small_port
 
 from afxdp_pool import (
     DoubleFreeError,
@@ -22,18 +22,6 @@ from afxdp_pool.testing.rings import FakeKernel
 
 #: Ring indices from the start, and about to wrap.
 STARTS = [0, (1 << 32) - 40]
-
-
-@pytest.fixture
-def umem() -> Iterator[Umem]:
-    with conserved() as made:
-        yield made
-
-
-@pytest.fixture
-def pool(umem: Umem) -> Iterator[FramePool]:
-    with FramePool(umem) as made:
-        yield made
 
 
 @pytest.fixture(params=STARTS, ids=["indices from 0", "indices wrap"])
