@@ -43,6 +43,8 @@ class Batch:
     __slots__ = ("_count", "_descs", "_pointer", "data", "frame_size", "port")
 
     def __init__(self, descs: npt.NDArray[Any], data: Bytes, port: Port | None = None, *, frame_size: int = 0) -> None:
+        if descs.ndim != 1:
+            raise InvalidDescriptorError(f"descriptors of shape {descs.shape}, not a list of them")
         self._descs = descs
         self._count = len(descs)
         self._pointer: Any = None
@@ -60,16 +62,20 @@ class Batch:
         """The descriptors as C reads them, for the modules that call C: ``struct afp_desc[n]``.
 
         Raises:
-            InvalidDescriptorError: the array is not of dtype `DESC`.
+            InvalidDescriptorError: the array is not of dtype `DESC`, or has another shape by now.
         """
         if self._pointer is not None:
             return self._pointer
         if self._descs.dtype != DESC:
             raise InvalidDescriptorError(f"descriptors of dtype {self._descs.dtype}, not {DESC}")
+        if self._descs.shape != (self._count,):
+            raise InvalidDescriptorError(f"the array of {self._count} descriptors has got shape {self._descs.shape}")
         if not self._descs.flags.c_contiguous:
             return ffi.from_buffer(_DESCS, np.ascontiguousarray(self._descs))  # a copy: good for one call
-        self._pointer = ffi.from_buffer(_DESCS, self._descs)
-        return self._pointer
+        pointer = ffi.from_buffer(_DESCS, self._descs)
+        if self._descs.flags.writeable:
+            self._pointer = pointer
+        return pointer
 
     def __len__(self) -> int:
         return self._count
@@ -114,6 +120,8 @@ class Batch:
 
     def write(self, index: int, packet: bytes | bytearray | memoryview | Bytes) -> None:
         """Write `packet` into frame `index`, at its address, and set its length.
+
+        A fragment ends before its frame does: what fits it says its `len` when it was allocated.
 
         Raises:
             InvalidDescriptorError: the packet would reach beyond its frame (where the batch knows the frame size, which

@@ -121,6 +121,8 @@ class PortConfig:
             )
         if self.mode not in ("auto", "copy", "zero-copy"):
             raise ConfigError(f"mode {self.mode!r} is unknown", hint='choose "auto", "copy" or "zero-copy"')
+        if not 0 <= self.tx_budget < 1 << 31 or not self.bind_timeout >= 0:
+            raise ConfigError(f"tx_budget {self.tx_budget} or bind_timeout {self.bind_timeout} is not possible")
         if not (self.receive or self.transmit):
             raise ConfigError("a port that neither receives nor sends is of no use", hint="set receive or transmit")
 

@@ -8,6 +8,7 @@ want of room, and order is kept.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,8 +45,10 @@ def mac(text: str | bytes) -> bytes:
         ConfigError: it is neither.
     """
     try:
-        raw = bytes.fromhex(text.replace(":", "").replace("-", "")) if isinstance(text, str) else bytes(text)
-    except ValueError:
+        raw = (
+            bytes.fromhex(text.replace(":", "").replace("-", "")) if isinstance(text, str) else bytes(memoryview(text))
+        )
+    except (ValueError, TypeError):
         raw = b""
     if len(raw) != _MAC_LENGTH:
         raise ConfigError(f"{text!r} is not a MAC address", hint="write it as 02:00:00:00:00:01")
@@ -90,6 +93,8 @@ class Template:
     checksum_at: int = 0
 
     def __post_init__(self) -> None:
+        # Nobody can change them once they are checked.
+        object.__setattr__(self, "packets", tuple(memoryview(packet).tobytes() for packet in self.packets))
         if not self.packets or not all(self.packets):
             raise ConfigError("there is nothing to send", hint="give one packet or more, none of them empty")
         shortest = min(map(len, self.packets))
@@ -129,6 +134,8 @@ class Forwarder:
         self.ports = list(ports)
         self.handler = handler
         self.batch = check_batch(batch)
+        if not 0 <= spin < 1 << 32:
+            raise ConfigError(f"{spin} rounds of spinning are not possible", hint="choose 0 to 2^32 - 1")
         if not self.ports:
             raise ConfigError("a forwarder needs a port")
         self.umem = self.ports[0].pool.umem
@@ -141,10 +148,13 @@ class Forwarder:
         self._owned: list[Any] = []
         self._keep: list[Any] = []
         self._thread: threading.Thread | None = None
+        self._running = threading.Lock()
+        self._runner = 0  # the thread that is in run()
         self._failure: BaseException | None = None
         self._started = self._stopped = 0.0
         try:
             for port in self.ports:
+                self._keep.append(port.native)  # should it be closed before the engine is
                 if lib.afp_engine_add(self._engine, port.native) < 0:
                     raise ConfigError("a forwarder can have 64 ports")
             self._set_routes(routes or {})
@@ -245,10 +255,25 @@ class Forwarder:
         Raises:
             LinkGoneError: a network device went down or away. WrongThreadError: another thread owns a pool.
             VerdictError: the handler returned no verdicts; its packets were dropped. Whatever the handler raises.
+            PoolClosedError: a port, its pool or its Umem was closed, before or meanwhile.
+            ConfigError: it is running already, or the numbers mean nothing.
         """
+        if (duration is not None and math.isnan(duration)) or not 0 <= (packets or 0) < 1 << 62:
+            raise ConfigError(f"a run of {duration} seconds, {packets} packets is not possible")
+        if not self._running.acquire(blocking=False):
+            raise ConfigError("the forwarder is running already")
+        try:
+            self._runner = threading.get_ident()
+            return self._run(duration, packets, on_tick)
+        finally:
+            self._runner = 0
+            self._running.release()
+
+    def _run(self, duration: float | None, packets: int | None, on_tick: Callable[[Forwarder], None] | None) -> Report:
         engine = self.native
+        self._require_ports()
         mine = [pool for pool in self.pools if not pool.owner_tid]
-        end = lib.afp_now_ns() + int(duration * 1e9) if duration is not None else 1 << 62
+        end = lib.afp_now_ns() + int(min(max(duration, 0.0), 1e9) * 1e9) if duration is not None else 1 << 62
         engine.packet_limit = engine.received + packets if packets else 0
         one_slice = self._run_handler if self.handler else lib.afp_engine_run
         for pool in mine:
@@ -262,6 +287,7 @@ class Forwarder:
                 self.umem.reap()
                 if on_tick is not None:
                     on_tick(self)
+                    self._require_ports()
                 if lib.afp_now_ns() >= end:
                     break
             self._raise_for(why)
@@ -269,7 +295,7 @@ class Forwarder:
             lib.afp_engine_drain(engine, lib.afp_now_ns() + int(DRAIN_WITHIN * 1e9))
             lib.afp_engine_clear_stop(engine)
             for pool in mine:
-                if pool.owner_tid == threading.get_native_id():
+                if pool.state == "open" and pool.owner_tid == threading.get_native_id():
                     pool.collect()
                     pool.unbind()
             self._stopped = time.monotonic()
@@ -285,13 +311,9 @@ class Forwarder:
         data, ports, frame_size = self.umem.data, self.ports, self.umem.frame_size
         while (why := lib.afp_engine_poll(engine, end_ns)) == lib.AFP_RAN_BATCH:
             n = engine.busy_n
-            try:
-                batch = Batch(descs[:n], data, ports[engine.busy_port], frame_size=frame_size)
-                write_verdicts(handler(batch), verdicts[:n])
-            except BaseException:
-                verdicts[:n] = DROP
-                lib.afp_engine_dispatch(engine)
-                raise
+            batch = Batch(descs[:n], data, ports[engine.busy_port], frame_size=frame_size)
+            write_verdicts(handler(batch), verdicts[:n])  # or it raises, and the drain drops the batch
+            self._require_ports()
             bad = lib.afp_engine_dispatch(engine)
             if bad:
                 raise VerdictError(
@@ -303,6 +325,10 @@ class Forwarder:
             if lib.afp_now_ns() >= end_ns:
                 return int(lib.AFP_RAN_DEADLINE)
         return int(why)
+
+    def _require_ports(self) -> None:
+        for port in self.ports:
+            _ = port.native  # raises when it was closed
 
     def _raise_for(self, why: int) -> None:
         engine = self.native
@@ -358,14 +384,22 @@ class Forwarder:
         return self.umem.audit()
 
     def close(self) -> None:
-        """Stop, and close what it made: ports, pools, Umem. Idempotent. What was given to it stays open."""
+        """Stop, and close what it made: ports, pools, Umem. Idempotent. What was given to it stays open.
+
+        Raises:
+            ConfigError: a handler or `on_tick` calls it: `stop()` is what they may do.
+        """
         if self._engine is None:
             return
+        if self._runner == threading.get_ident():
+            raise ConfigError("a forwarder is not closed by its own handler", hint="call stop(), and close() after it")
         if self._thread is not None:
             self.stop()
             self._thread.join()
             self._thread = None
-        lib.afp_engine_fini(self._engine)
-        self._engine = None
+        self.stop()  # a run() in another thread
+        with self._running:
+            lib.afp_engine_fini(self._engine)
+            self._engine = None
         for thing in reversed(self._owned):
             thing.close()

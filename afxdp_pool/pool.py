@@ -7,7 +7,9 @@ one atomic operation a batch. ``hold_cnt - release_cnt`` is always the number of
 
 from __future__ import annotations
 
+import contextlib
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -87,7 +89,7 @@ class FramePool:
         on_event: called as ``on_event("hold" or "release", frames)`` when frames (uint32 numbers) enter or leave the
             pool, which happens in bulk and rarely. In whichever thread moves them; it must not use the library.
 
-    An exception raised in a callback is raised by the next call in the owner thread.
+    An exception raised in a callback is raised by the next `alloc`, `alloc_fragments` or `close`.
 
     Raises:
         ConfigError: a negative size.
@@ -134,12 +136,20 @@ class FramePool:
             umem._callbacks[self._id] = self._callbacks  # C may call them after this object was forgotten
         self._watched = bool(init_callback or on_event or umem.tracer)
         umem._pools.add(self)
+        self._made = True
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_made", False) or self._pool is None or not self.umem._open:
+            return
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+        with contextlib.suppress(PoolError):  # another thread's: its idle frames are free when the Umem closes
+            self.close()
 
     def __repr__(self) -> str:
         return f"<FramePool {self._id}, {self.state}, {self.stats().inflight} frames>"
@@ -215,7 +225,8 @@ class FramePool:
                 a loop. Its frames must have been given away; what is returned is `out` itself, or its first part.
 
         Raises:
-            WrongThreadError: another thread owns the pool. ConfigError: `out` is too short.
+            WrongThreadError: another thread owns the pool. ConfigError: `out` is too short, read-only
+            or not contiguous.
 
         Concurrency: owner thread only. Ownership: the caller holds the frames until put, sent or filled.
         """
@@ -223,6 +234,8 @@ class FramePool:
             out = self._new_batch(n)
         elif not 0 <= n <= out._count or out.data is not self._data:
             raise ConfigError(f"out holds {len(out)} descriptors, or of another Umem, not {n}")
+        elif out._pointer is None and not (out.descs.flags.c_contiguous and out.descs.flags.writeable):
+            raise ConfigError("out is read-only, or not contiguous", hint="use a whole batch, or one cut as out[:n]")
         got = _alloc(self._pool or self.native, out._pointer or out.pointer, n)
         if got == out._count and not self._watched:
             return out
@@ -241,9 +254,9 @@ class FramePool:
         Concurrency: owner thread only. Ownership: the caller holds the fragments; each is put or sent by itself.
         """
         out = self._new_batch(n)
-        got = lib.afp_pool_alloc_fragments(self.native, out.pointer, n, size)
+        room = self.umem.frame_size - self.umem.config.headroom
+        got = lib.afp_pool_alloc_fragments(self.native, out.pointer, n, size if 0 <= size <= room else 0)
         if got == lib.AFP_TOO_LARGE:
-            room = self.umem.frame_size - self.umem.config.headroom
             raise FrameSizeError(f"a fragment of {size} bytes is not possible", hint=f"choose 1 to {room}")
         return self._allocated(out, got, "alloc_fragments")
 
@@ -258,7 +271,7 @@ class FramePool:
         batch = out[:got]
         if self.umem.tracer is not None:
             self.umem.tracer.note(batch.frames(self.umem.frame_size))
-        if self._callbacks.failed:
+        if self._callbacks.failed is not None:
             self.umem.put(batch)
             self._callbacks.raise_failure()
         return batch

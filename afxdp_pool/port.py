@@ -150,7 +150,7 @@ class Port:
 
     def _require_frames(self) -> None:
         umem = self.pool.umem
-        needed = self.config.frames_needed + sum(port.config.frames_needed for port in umem._ports)
+        needed = self.config.frames_needed + sum(port.config.frames_needed for port in list(umem._ports))
         if needed > umem.frames:
             raise NotEnoughFramesError(
                 f"the rings of its ports need {needed} frames, and the Umem has {umem.frames}",
@@ -164,7 +164,7 @@ class Port:
         port = lib.afp_port_new(self.pool.umem.table, pool, level)
         if port == ffi.NULL:
             raise MemoryLimitError("no memory, or more than 254 ports on one Umem", subject=self.name)
-        return port
+        return ffi.gc(port, lib.afp_port_forget)  # other threads may look at its counters while it is closed
 
     def _open(self) -> None:
         """Bind, trying again while the queue is busy: the kernel releases a closed socket's queue asynchronously."""
@@ -344,15 +344,17 @@ class Port:
 
     def stats(self) -> PortStats:
         """What this port moved; of a closed port, in all. Concurrency: any thread."""
-        if self._port is None and self._last is not None:
+        port = self._port
+        if port is None and self._last is not None:
             return self._last
-        return port_stats(self.native)
+        return port_stats(port or self.native)
 
     def kernel_stats(self) -> KernelStats:
         """The kernel's counters for the socket; of a closed port, the last ones. Concurrency: any thread."""
-        if self._port is None:
+        port = self._port
+        if port is None:
             return self._last_kernel
-        return kernel_stats(self._port) or KernelStats()
+        return kernel_stats(port) or KernelStats()
 
     def close(self) -> None:
         """Stop receiving, close the socket, take every frame back that the kernel had. Idempotent, in any order.
@@ -365,9 +367,8 @@ class Port:
         if self._program is not None and self._borrowed:
             return_program(self._program)
         self._last_kernel = self.kernel_stats()
-        lib.afp_port_close(self._port)
+        lib.afp_port_end(self._port)
         self._last = port_stats(self._port)
-        lib.afp_port_free(self._port)
         self._port = None
         self.pool.umem._ports.discard(self)
 

@@ -71,11 +71,11 @@ class Umem:
     ) -> None:
         self.config = UmemConfig(frames, frame_size, headroom, huge_pages, prefault)
         size = frames * frame_size
-        self._memory = memory or best_memory(size, huge_pages=huge_pages, prefault=prefault)
+        self._memory = best_memory(size, huge_pages=huge_pages, prefault=prefault) if memory is None else memory
         self.pages = self._memory.description
         self.tracer = Tracer() if wanted(trace) else None
-        if len(self._memory.buffer) < size:
-            raise ConfigError(f"memory of {len(self._memory.buffer)} bytes is too short for {size}")
+        if memoryview(self._memory.buffer).nbytes < size:
+            raise ConfigError(f"memory of {memoryview(self._memory.buffer).nbytes} bytes is too short for {size}")
         self._data = np.frombuffer(self._memory.buffer, np.uint8, count=size)
         if self._data.ctypes.data % 4096:
             raise ConfigError("the memory does not begin at a page", hint="use whole pages, as mmap gives them")
@@ -189,9 +189,11 @@ class Umem:
 
         With tracing on also since when, and the call stack that took them. Concurrency: any thread.
         """
+        natives = [(port._port, port.name) for port in list(self._ports)]
+        ports = {int(native.id): name for native, name in natives if native is not None}  # not one closed just now
         words = np.empty(self.frames, np.uint64)
         lib.afp_frame_words(self.table, ffi.from_buffer("uint64_t[]", words))
-        return find_holders(words, {int(port.native.id): port.name for port in list(self._ports)}, self.tracer)
+        return find_holders(words, ports, self.tracer)
 
     def put(self, batch: Batch) -> int:
         """Give back one reference to each frame of `batch`, each to the pool that owns it.

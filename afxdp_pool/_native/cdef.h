@@ -75,7 +75,8 @@ struct afp_port *afp_port_new(struct afp_table *t, struct afp_pool *pool, uint32
 int afp_port_open(struct afp_port *port, const struct afp_port_config *config, int *stage);
 int afp_port_mock(struct afp_port *port, uint32_t fill_size, uint32_t comp_size, uint32_t rx_size, uint32_t tx_size);
 void afp_port_close(struct afp_port *port);
-void afp_port_free(struct afp_port *port);
+void afp_port_end(struct afp_port *port);
+void afp_port_forget(struct afp_port *port);
 void afp_port_read_stats(const struct afp_port *port, struct afp_port_stats *out);
 void afp_port_ring_levels(struct afp_port *port, uint32_t *out);
 int afp_port_fill(struct afp_port *port, uint32_t n);

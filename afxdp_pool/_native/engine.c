@@ -380,6 +380,9 @@ uint32_t afp_engine_drain(struct afp_engine *e, uint64_t deadline_ns)
 {
 	const struct timespec pause = {0, DRAIN_PAUSE_NS};
 
+	/* A batch nobody has decided about: the handler raised, or a signal came before it was called. */
+	drop(e, e->origin, e->busy_n, E_DROPPED);
+	e->busy_n = 0;
 	for (;;) {
 		uint32_t left = 0, work = 0;
 

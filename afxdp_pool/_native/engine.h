@@ -90,7 +90,7 @@ int afp_engine_run(struct afp_engine *e, uint64_t deadline_ns);
 int afp_engine_poll(struct afp_engine *e, uint64_t deadline_ns);
 /* Carry out verdicts[0..busy_n) over descs[0..busy_n). How many of them meant nothing. */
 uint32_t afp_engine_dispatch(struct afp_engine *e);
-/* Receive no more; send and complete what is under way, until nothing is or the deadline. Frames still in TX. */
+/* Receive no more; drop what poll() returned and dispatch() never saw; send and complete what is under way, until nothing is or the deadline. Frames still in TX. */
 uint32_t afp_engine_drain(struct afp_engine *e, uint64_t deadline_ns);
 void afp_engine_read_stats(const struct afp_engine *e, struct afp_engine_stats *out);
 uint64_t afp_now_ns(void);

@@ -102,14 +102,20 @@ static enum afp_reason lend_to_tx(struct afp_port *port, const struct afp_desc *
 		return AFP_FOREIGN;
 	w = word_load(t, frame);
 	for (;;) {
+		enum afp_reason reason = AFP_OK;
+
 		if (unlikely(word_state(w) != AFP_APP && word_state(w) != AFP_TX))
-			return AFP_NOT_HELD;
-		if (unlikely(word_gen(w) != desc->gen))
-			return AFP_STALE;
-		if (unlikely(word_refs(w) <= word_tx(w)))
-			return AFP_NOT_HELD;
-		if (unlikely(atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == word_gen(w)))
-			return AFP_NOT_HELD;
+			reason = AFP_NOT_HELD;
+		else if (unlikely(word_gen(w) != desc->gen))
+			reason = AFP_STALE;
+		else if (unlikely(word_refs(w) <= word_tx(w) ||
+				  atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == word_gen(w)))
+			reason = AFP_NOT_HELD;
+		if (unlikely(reason != AFP_OK)) {
+			if (fragment) /* it went round since: the bit was that of a later life */
+				afp_give_fragment(t, frame, desc->addr);
+			return reason;
+		}
 		if (likely(word_refs(w) == 1 && !(w & AFP_FRAGMENTED))) {
 			/* Not the pool's thread: by a mistake of the caller's, the owner may just be taking the frame in. */
 			next = word_make(word_gen(w), port->id, AFP_TX, word_owner(w), 1, 1);

@@ -73,7 +73,11 @@ int afp_port_open(struct afp_port *port, const struct afp_port_config *config, i
 int afp_port_mock(struct afp_port *port, uint32_t fill_size, uint32_t comp_size, uint32_t rx_size, uint32_t tx_size);
 /* Closes the socket, then takes back every frame the kernel had. Idempotent; the struct stays until afp_port_free(). */
 void afp_port_close(struct afp_port *port);
+/* Closes for good: the table forgets the port. Idempotent; its counters can still be read. */
+void afp_port_end(struct afp_port *port);
 void afp_port_free(struct afp_port *port);
+/* Nobody looks at the struct any more: it goes, if the port has ended. Its table may be gone. */
+void afp_port_forget(struct afp_port *port);
 void afp_port_read_stats(const struct afp_port *port, struct afp_port_stats *out);
 /* Entries now in FILL, COMPLETION, RX, TX: what waits for the kernel, for us, for us, for the kernel. Any thread. */
 void afp_port_ring_levels(struct afp_port *port, uint32_t *out);

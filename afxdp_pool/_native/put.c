@@ -86,13 +86,17 @@ static inline enum afp_reason held(uint64_t w, uint16_t gen)
 }
 
 /* Give back a fragment: its bit says that the caller has it, so that one fragment is not put twice at another's cost. */
-static enum afp_reason put_fragment(struct afp_table *t, struct afp_box *box, uint32_t frame, uint64_t addr)
+static enum afp_reason put_fragment(struct afp_table *t, struct afp_box *box, uint32_t frame, uint64_t addr, uint16_t gen)
 {
 	uint64_t w;
 
 	if (!afp_take_fragment(t, frame, addr))
 		return AFP_NOT_HELD;
 	w = word_load(t, frame);
+	if (unlikely(word_gen(w) != gen)) { /* it went round just now: the bit was that of a later life */
+		afp_give_fragment(t, frame, addr);
+		return AFP_STALE;
+	}
 	for (;;) {
 		if (word_refs(w) == 1) {
 			enum afp_reason reason = afp_go_home(t, box, frame, w, AFP_APP);
@@ -124,7 +128,7 @@ static enum afp_reason put_one(struct afp_table *t, struct afp_box *box, const s
 		if (unlikely(reason != AFP_OK))
 			return reason;
 		if (unlikely(w & AFP_FRAGMENTED))
-			return put_fragment(t, box, frame, desc->addr);
+			return put_fragment(t, box, frame, desc->addr, desc->gen);
 		if (likely(word_refs(w) == 1))
 			return afp_go_home(t, box, frame, w, AFP_APP);
 		if (atomic_compare_exchange_weak_explicit(&t->word[frame], &w, w - AFP_ONE_REF, memory_order_release,

@@ -176,16 +176,32 @@ void afp_port_close(struct afp_port *port)
 	close_socket(port);
 }
 
-void afp_port_free(struct afp_port *port)
+void afp_port_end(struct afp_port *port)
 {
 	struct afp_table *t = port->table;
 
+	if (!port->id)
+		return;
 	afp_port_close(port);
 	pthread_mutex_lock(&t->lock);
 	t->ports[port->id] = NULL;
 	pthread_mutex_unlock(&t->lock);
 	free(port->sent_clones);
+	port->sent_clones = NULL;
+	port->pool = NULL; /* it may be gone before the struct is */
+	port->id = 0;
+}
+
+void afp_port_free(struct afp_port *port)
+{
+	afp_port_end(port);
 	free(port);
+}
+
+void afp_port_forget(struct afp_port *port)
+{
+	if (!port->id)
+		free(port);
 }
 
 void afp_port_read_stats(const struct afp_port *port, struct afp_port_stats *out)

@@ -266,3 +266,13 @@ def test_memory_that_bpf_programs_see() -> None:
         start = int(batch.addr[0])
         assert value[start : start + 18] == b"seen by the kernel"
         pool.put(batch)
+
+
+def test_a_forgotten_pool_is_closed_with_a_warning() -> None:
+    with Umem(256) as umem:
+        for _ in range(300):
+            pool = FramePool(umem)
+            pool.put(pool.alloc(1))
+            with pytest.warns(ResourceWarning, match="unclosed <FramePool"):
+                del pool
+        assert umem.audit().check(idle=True).umem == 256
