@@ -33,6 +33,12 @@ def variants(frames: int = 8192) -> Iterator[dict[str, Callable[[], None]]]:
             def public() -> None:
                 pool.put(pool.alloc(BATCH))
 
+            kept = pool.alloc(BATCH)
+            pool.put(kept)
+
+            def public_kept() -> None:
+                pool.put(pool.alloc(BATCH, out=kept))
+
             def from_buffer() -> None:
                 lib.afp_pool_alloc(native, ffi.from_buffer("struct afp_desc[]", descs), BATCH)
                 lib.afp_put(table, ffi.from_buffer("struct afp_desc[]", descs), BATCH, refused)
@@ -47,6 +53,7 @@ def variants(frames: int = 8192) -> Iterator[dict[str, Callable[[], None]]]:
 
             yield {
                 "python: pool.alloc, pool.put": public,
+                "python: pool.alloc(out=), pool.put": public_kept,
                 "python: C calls, from_buffer each": from_buffer,
                 "python: C calls, .ctypes.data each": ctypes_data,
                 "python: C calls, pointers kept": precomputed,
