@@ -6,13 +6,13 @@ The program runs on made-up packets with BPF_PROG_RUN: no device is involved, bu
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address, ip_network
 
 import pytest
+from conftest import may_do_everything
 
 from afxdp_pool.bpf import BpfMap, BpfObject, run
 from afxdp_pool.errors import ConfigError, PrivilegeError
@@ -121,7 +121,7 @@ def bpf_filter() -> Iterator[Filter]:
         try:
             program.load()
         except PrivilegeError as error:
-            if os.geteuid() == 0:
+            if may_do_everything():
                 raise
             pytest.skip(f"needs CAP_BPF: {error}")
         yield Filter(program)
