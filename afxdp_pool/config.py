@@ -18,6 +18,7 @@ PACKET_HEADROOM = 256
 FRAME_RESERVE = 320 + 128
 MAX_RING = 1 << 20
 MAX_BATCH = 1024
+MAX_COUNT = (1 << 31) - 1
 #: The pool moves frames in bulks of this size (PP_ALLOC_CACHE_REFILL).
 BULK = 64
 
@@ -137,3 +138,10 @@ def check_batch(batch: int) -> int:
     if not 1 <= batch <= MAX_BATCH:
         raise ConfigError(f"a batch of {batch} packets is not possible", hint=f"choose 1 to {MAX_BATCH}")
     return batch
+
+
+def check_count(n: int) -> int:
+    """Return `n`, the frames a call may move, or raise ConfigError: not negative, and no more than C can count."""
+    if not 0 <= n <= MAX_COUNT:
+        raise ConfigError(f"{n} frames are not possible", hint="ask for 0 or more")
+    return n

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import DESC, Batch
+from afxdp_pool.config import MAX_COUNT, check_count
 from afxdp_pool.errors import (
     ConfigError,
     ForeignFrameError,
@@ -33,7 +34,6 @@ from afxdp_pool.umem import Umem
 
 _DETACHED = 2  # enum afp_life
 _alloc, _put = lib.afp_pool_alloc, lib.afp_put_all
-_MOST = (1 << 31) - 1
 
 
 class _Callbacks:
@@ -115,8 +115,8 @@ class FramePool:
         init_callback: Callable[[Batch], object] | None = None,
         on_event: Callable[[str, npt.NDArray[np.uint32]], object] | None = None,
     ) -> None:
-        if ring_size < 1 or not 0 <= quota <= _MOST:
-            raise ConfigError(f"ring_size must be at least 1, and quota 0 to {_MOST}")
+        if ring_size < 1 or not 0 <= quota <= MAX_COUNT:
+            raise ConfigError(f"ring_size must be at least 1, and quota 0 to {MAX_COUNT}")
         self.umem = umem
         self._pool = lib.afp_pool_create(umem.table, min(ring_size, lib.AFP_RING_MAX), quota)
         if self._pool == ffi.NULL:
@@ -261,9 +261,7 @@ class FramePool:
         return self._allocated(out, got, "alloc_fragments")
 
     def _new_batch(self, n: int) -> Batch:
-        if not 0 <= n <= _MOST:
-            raise ConfigError(f"{n} frames are not possible", hint="ask for 0 or more")
-        return Batch(np.empty(n, DESC), self.umem.data, frame_size=self.umem.frame_size)
+        return Batch(np.empty(check_count(n), DESC), self.umem.data, frame_size=self.umem.frame_size)
 
     def _allocated(self, out: Batch, got: int, doing: str) -> Batch:
         if got < 0:

@@ -18,9 +18,8 @@ from afxdp_pool import netdev as netdevs
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import DESC, Batch
 from afxdp_pool.binding import borrow_program, check_place, link_gone, open_error, return_program
-from afxdp_pool.config import PortConfig
+from afxdp_pool.config import PortConfig, check_count
 from afxdp_pool.errors import (
-    ConfigError,
     ForeignFrameError,
     LinkGoneError,
     MemoryLimitError,
@@ -280,7 +279,7 @@ class Port:
         if n is None:
             stats = port_stats(port)
             n = max(0, int(port.fill_level) - (stats.fill_submitted - stats.rx_packets - stats.fill_reclaimed))
-        got = lib.afp_port_fill(port, _count(n))
+        got = lib.afp_port_fill(port, check_count(n))
         if got < 0:
             raise self.pool._refusal(got, f"{self.name}: fill")
         return int(got)
@@ -291,7 +290,7 @@ class Port:
         Ownership: the caller holds the frames until put, sent or kept.
         """
         umem = self.pool.umem
-        batch = Batch(np.empty(_count(n), DESC), umem.data, self, frame_size=umem.frame_size)
+        batch = Batch(np.empty(check_count(n), DESC), umem.data, self, frame_size=umem.frame_size)
         got = lib.afp_port_receive(self.native, batch.pointer, n)
         batch = batch[:got]
         if got and self.pool.umem.tracer is not None:
@@ -324,7 +323,7 @@ class Port:
 
     def complete(self, n: int = 64) -> int:
         """Take up to `n` completions: each frame goes home to the pool that owns it. Returns how many."""
-        return int(lib.afp_port_complete(self.native, _count(n)))
+        return int(lib.afp_port_complete(self.native, check_count(n)))
 
     def kick(self) -> None:
         """Tell the kernel that there is something to send. A full queue is no error: what is left is sent later.
@@ -371,10 +370,3 @@ class Port:
         self._last = port_stats(self._port)
         self._port = None
         self.pool.umem._ports.discard(self)
-
-
-def _count(n: int) -> int:
-    """How many frames a call may move: not negative, and no more than C can count."""
-    if not 0 <= n < 1 << 31:
-        raise ConfigError(f"{n} frames are not possible", hint="ask for 0 or more")
-    return n

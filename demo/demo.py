@@ -108,7 +108,9 @@ def main() -> int:
 
         say(f"\n[3] tx: packets of 256 bytes made in the engine, as fast as the link takes them, {seconds:.0f} s")
         addresses = packets.Addresses(source_mac=right.near.mac, target_mac=right.far.mac)
-        template = ap.Template((packets.build(256, addresses=addresses),), sequence_at=50, checksum_at=40)
+        template = ap.Template(
+            (packets.build(256, addresses=addresses),), sequence_at=packets.SEQUENCE_AT, checksum_at=packets.CHECKSUM_AT
+        )
         with Sink(right.far) as sink, ap.transmit(right.near.name, template, options=options) as forwarder:
             report, recording = watch(forwarder, "tx", seconds, lambda: None)
             dropped = right.near.counters().get("tx_dropped", 0)

@@ -9,7 +9,9 @@ with Lab() as lab:
     pair = lab.veth("a")
     addresses = packets.Addresses(source_mac=pair.near.mac, target_mac=pair.far.mac)
     # A number counted up at byte 50 of each packet, and the UDP checksum at byte 40 that covers it.
-    template = ap.Template((packets.build(128, addresses=addresses),), sequence_at=50, checksum_at=40)
+    template = ap.Template(
+        (packets.build(128, addresses=addresses),), sequence_at=packets.SEQUENCE_AT, checksum_at=packets.CHECKSUM_AT
+    )
     options = ap.Options(netns=lab.engine_netns)
     with (
         Sink(pair.far) as sink,

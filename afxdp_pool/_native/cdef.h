@@ -43,7 +43,6 @@ int afp_pool_life(const struct afp_pool *p);
 void afp_pool_read_stats(const struct afp_pool *p, struct afp_pool_stats *out);
 int afp_pool_alloc(struct afp_pool *p, struct afp_desc *out, uint32_t n);
 uint32_t afp_put(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
-uint32_t afp_ref(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
 uint32_t afp_put_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
 uint32_t afp_ref_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
 struct afp_refusals *afp_last_refusals(void);

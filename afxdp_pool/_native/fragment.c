@@ -11,6 +11,11 @@
 
 #include <stdlib.h>
 
+static inline uint32_t align_up(uint32_t bytes)
+{
+	return (bytes + AFP_FRAGMENT_ALIGN - 1) & ~(AFP_FRAGMENT_ALIGN - 1u);
+}
+
 static uint64_t fragment_bit(const struct afp_table *t, uint64_t addr)
 {
 	return 1ull << ((addr & (t->frame_size - 1)) / AFP_FRAGMENT_ALIGN);
@@ -75,7 +80,7 @@ static bool fragment_begin(struct afp_pool *p)
 	if (afp_pool_alloc(p, &whole, 1) != 1)
 		return false;
 	p->fragment_frame = frame_of(t, whole.addr);
-	p->fragment_at = (t->headroom + AFP_FRAGMENT_ALIGN - 1) & ~(AFP_FRAGMENT_ALIGN - 1u);
+	p->fragment_at = align_up(t->headroom);
 	p->fragment_bias = bias;
 	atomic_store_explicit(&t->fragments[p->fragment_frame], 0, memory_order_relaxed);
 	word_store(t, p->fragment_frame, (word_load(t, p->fragment_frame) | AFP_FRAGMENTED) + (bias - 1) * AFP_ONE_REF);
@@ -85,11 +90,11 @@ static bool fragment_begin(struct afp_pool *p)
 int afp_pool_alloc_fragments(struct afp_pool *p, struct afp_desc *out, uint32_t n, uint32_t size)
 {
 	struct afp_table *t = p->table;
-	uint32_t start = (t->headroom + AFP_FRAGMENT_ALIGN - 1) & ~(AFP_FRAGMENT_ALIGN - 1u), room = t->frame_size - start, done;
+	uint32_t room = t->frame_size - align_up(t->headroom), done;
 
 	if (!size || size > t->frame_size - t->headroom)
 		return AFP_TOO_LARGE;
-	size = (size + AFP_FRAGMENT_ALIGN - 1) & ~(AFP_FRAGMENT_ALIGN - 1u);
+	size = align_up(size);
 	if (size * 2 > room) {
 		int got = afp_pool_alloc(p, out, n);
 		for (int i = 0; i < got; i++)

@@ -13,8 +13,7 @@ from afxdp_pool.testing import packets
 
 _ETHERNET_HEADER = 14
 _VLAN_TAG = 4
-_UDP_AT, _CHECKSUM_AT = 34, 40
-_SEQUENCE_AT = packets.HEADERS + 8
+_UDP_AT = packets.HEADERS - 8
 _DLT_EN10MB = 1
 _TEST_FLAGS = ("size", "dst_mac", "src_mac", "dst_ip", "src_ip", "dst_port", "src_port")
 
@@ -60,11 +59,11 @@ def test_template(args: argparse.Namespace, own_mac: bytes) -> Template:
         source = packets.SOURCE_PORT if args.src_port is None else args.src_port
         target = packets.PORT if args.dst_port is None else args.dst_port
         struct.pack_into("!HH", frame, _UDP_AT, source, target)
-        struct.pack_into("!H", frame, _CHECKSUM_AT, 0)
+        struct.pack_into("!H", frame, packets.CHECKSUM_AT, 0)
         pseudo = addresses.source_ip + addresses.target_ip + struct.pack("!BBH", 0, 17, len(frame) - _UDP_AT)
         sum_ = ~packets.ones_sum(bytes(frame[_UDP_AT:]), packets.ones_sum(pseudo)) & 0xFFFF
-        struct.pack_into("!H", frame, _CHECKSUM_AT, sum_ or 0xFFFF)
-    return Template((bytes(frame),), sequence_at=_SEQUENCE_AT, checksum_at=_CHECKSUM_AT)
+        struct.pack_into("!H", frame, packets.CHECKSUM_AT, sum_ or 0xFFFF)
+    return Template((bytes(frame),), sequence_at=packets.SEQUENCE_AT, checksum_at=packets.CHECKSUM_AT)
 
 
 def read_capture(path: Path) -> tuple[bytes, ...]:

@@ -24,6 +24,8 @@ MIN_SIZE = 64
 MAX_SIZE = 3400  # a live frame is one page with the kernel's own heads (net/bpf/test_run.c), rounded down
 HEADERS = 14 + 20 + 8
 TEST_HEADER = struct.Struct("!IIQ")
+CHECKSUM_AT = HEADERS - 2  # of the UDP header
+SEQUENCE_AT = HEADERS + 8  # behind magic and flow
 HEAD = 64  # what the BPF source writes anew into every frame
 
 _ETHERNET = struct.Struct("!6s6sH")
