@@ -59,9 +59,9 @@ class Napi:
     ) -> None:
         self.netdev, self.netns = netdev, netns
         wanted = {
-            "threaded": None if threaded is None else int(threaded),
             "napi_defer_hard_irqs": napi_defer_hard_irqs,
             "gro_flush_timeout": gro_flush_timeout,
+            "threaded": None if threaded is None else int(threaded),
         }
         #: What was there before, and what was set instead, by name.
         self.changed: dict[str, tuple[int, int]] = {}

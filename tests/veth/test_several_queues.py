@@ -31,10 +31,10 @@ def two_cpus() -> None:
 
 
 @contextlib.contextmanager
-def sources(link: LabLink, **changes: int) -> Iterator[list[Source]]:
+def sources(link: LabLink) -> Iterator[list[Source]]:
     """A source for each queue."""
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(Source(link, cpu=cpu, **changes)) for cpu in range(QUEUES)]
+        yield [stack.enter_context(Source(link, cpu=cpu)) for cpu in range(QUEUES)]
 
 
 def send(runner: ap.Runner, made: list[Source], rounds: int, each: int, count: Callable[[ap.Report], int]) -> int:
@@ -97,10 +97,12 @@ def test_reflect_and_a_handler_called_from_two_threads(lab: Lab) -> None:
         return ap.TX
 
     opened = options(lab, queues=(0, 1), workers="queues")
-    for runner in (
-        ap.handle([pair.near.name], handle, options=opened),
-        ap.reflect(pair.near.name, swap_mac=False, options=opened),
-    ):
+    paths: list[Callable[[], ap.Runner]] = [
+        lambda: ap.handle([pair.near.name], handle, options=opened),
+        lambda: ap.reflect(pair.near.name, swap_mac=False, options=opened),
+    ]
+    for opens in paths:
+        runner = opens()
         with Sink(pair.far, verify=False) as sink, sources(pair.far) as made:
             runner.start()
             total = send(runner, made, 10, 200, lambda report: report.completed)
@@ -198,14 +200,17 @@ def test_a_deleted_link_ends_all_workers_and_join_says_which(lab: Lab) -> None:
 def test_a_signal_stops_all_workers(lab: Lab) -> None:
     pair = lab.veth("a", queues=QUEUES)
     runner = ap.drop(pair.near.name, options=options(lab, queues=(0, 1), workers="queues"))
+
+    def kill_when_done(me: ap.Runner) -> None:
+        if me.snapshot().received == 200:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
     before = signal.signal(signal.SIGUSR1, lambda *_: runner.stop())
     try:
         with sources(pair.far) as made:
-            made[0].send(100)
-            made[1].send(100)
-            result = runner.run(
-                on_tick=lambda me: me.snapshot().received == 200 and os.kill(os.getpid(), signal.SIGUSR1)
-            )
+            for source in made:
+                source.send(100)
+            result = runner.run(on_tick=kill_when_done)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert [worker.received for worker in result.workers] == [100, 100]
@@ -219,16 +224,16 @@ def test_overload_on_two_queues_loses_only_where_the_kernel_counts(lab: Lab) -> 
         runner.start()
         for source in made:
             source.start(seconds=0.5)
-        sent = [source.wait(20) for source in made]
-        delivered = max(report.delivered for report in sent)  # the link's count, which both move
+        sent = sum(source.wait(20).sent for source in made)
+        total = pair.far.counters()["tx_xdp_xmit"]
 
         def counted() -> int:
             ports = runner.snapshot().ports
             lost = sum(port.kernel.rx_dropped + port.kernel.rx_ring_full for port in ports)
             return sum(port.stats.rx_packets for port in ports) + lost
 
-        total = sum(report.sent for report in sent) - pair.far.counters().get("tx_xdp_xmit_errors", 0)
-        assert wait_for(lambda: counted() == total), (counted(), total, delivered)
+        assert wait_for(lambda: counted() == total), (counted(), total)
+        assert 10_000 < total <= sent
         runner.stop()
         runner.join()
     close_and_audit(runner)
