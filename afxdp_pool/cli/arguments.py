@@ -135,9 +135,9 @@ def cpu_list(text: str) -> tuple[int, ...]:
     """CPUs from ``"0,2,4-7"``."""
     cpus: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
+        first, to, last = part.partition("-")
         try:
-            start, end = int(first), int(last or first)
+            start, end = int(first), int(last if to else first)
         except ValueError:
             start, end = 0, -1
         if not 0 <= start <= end < 1 << 16:

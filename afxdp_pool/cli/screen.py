@@ -75,8 +75,8 @@ def compose(picture: Picture, columns: int, rows: int, *, colour: bool) -> list[
     report = picture.report
     head: Line = [(" afxdp-pool ", "1;7"), (f" {picture.title}", BOLD)]
     lines = [draw.spread(head, [(f"{clock(report.seconds)} ", BOLD)], columns), []]
-    # With several workers: a line for each, and one for the pools.
-    below = _BELOW + len(report.workers)
+    workers = _worker_lines(picture)[: rows // 4]
+    below = _BELOW + len(workers)
     room = rows - len(lines) - below
     if room >= _BLOCK * len(picture.shapes) - sum(len(shape.sizes) < 4 for shape in picture.shapes):
         for index in range(len(picture.shapes)):
@@ -85,7 +85,7 @@ def compose(picture: Picture, columns: int, rows: int, *, colour: bool) -> list[
         lines += _port_table(picture, max(room, 2))
     if len(lines) + below < rows:
         lines.append([])
-    lines += [*_worker_lines(picture), *_pool_lines(report)]
+    lines += [*workers, _pool_line(report)]
     lines.append([(" frames  ", BOLD), *draw.shares(report.frames, columns - 10, colour=colour)])
     lines.append([("         ", ""), *draw.legend(report.frames, colour=colour)])
     map_rows = rows - len(lines) - 2
@@ -175,11 +175,11 @@ def _worker_lines(picture: Picture) -> list[Line]:
         idle = worker.engine.idle_rounds / worker.engine.rounds if worker.engine.rounds else 0.0
         line: Line = [(f" {worker.name:<10}", BOLD), (f"{where:<7}", DIM), (" rx ", _RX), (f"{rx:>11}", BOLD)]
         line += [(" tx ", _TX), (f"{tx:>11}", BOLD)]
-        lines.append([*line, (f"  {idle:4.0%} of rounds idle, {worker.engine.sleeps:,} sleeps", DIM)])
+        lines.append([*line, (f"  {idle:4.0%} idle, {worker.engine.sleeps:,} sleeps", DIM)])
     return lines
 
 
-def _pool_lines(report: ap.Report) -> list[Line]:
+def _pool_line(report: ap.Report) -> Line:
     """The pool; of several, their sums."""
     put, cached, failed, inflight = 0, 0, 0, 0
     for pool in report.pools:
@@ -195,10 +195,10 @@ def _pool_lines(report: ap.Report) -> list[Line]:
         line.append((f"hold {pool.hold_cnt:,} - release {pool.release_cnt:,} = {inflight:,} frames owned", ""))
     else:
         remote = sum(pool.remote_frames for pool in report.pools)
-        line.append((f"{inflight:,} frames owned · {remote:,} came home from other threads", ""))
+        line.append((f"{inflight:,} frames owned · {remote:,} from other threads", ""))
     if failed:
         line.append((f" · ran dry {failed:,} times", YELLOW))
-    return [line]
+    return line
 
 
 class Screen(View):
