@@ -4,7 +4,7 @@
     sudo .venv/bin/python -m benchmarks.loop_options --knobs batch spin     # a part; adds to the output file
 
 Within a round every value of a knob runs once, and the defaults run first, in the middle and last; a ratio is to their
-mean in that round. The source floods on CPU 0, the loop is pinned to CPU 1, unless the knob says otherwise. Forwarded
+median in that round. The source floods on CPU 0, the loop is pinned to CPU 1, unless the knob says otherwise. Forwarded
 packets are counted at the far end; dropped ones by the engine, which the XDP program's count of redirects bounds.
 `idle` measures the worker without traffic and the delay of a packet that comes after a pause.
 """
@@ -112,7 +112,7 @@ def sweep(bed: Bed, knob: str, job: str, rounds: int, seconds: float) -> dict[st
                     bases.append(measure(bed, job, BASE, sink, seconds))
                 once[name] = measure(bed, job, values[name], sink, seconds)
             bases.append(measure(bed, job, BASE, sink, seconds))
-            base = statistics.mean(one["pps"] for one in bases)
+            base = statistics.median(one["pps"] for one in bases)
             speeds.append(base)
             cpus["defaults"].append(statistics.mean(one["cpu"] for one in bases))
             for name, one in once.items():
