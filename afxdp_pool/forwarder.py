@@ -297,6 +297,8 @@ class Forwarder(Runner):
         engine = self.native
         self._handed.append((batch, port))
         lib.afp_engine_stop(engine)
+        if self._engine is None:  # closed meanwhile
+            self._put_handed()
 
     def _send_handed(self) -> None:
         """Send what was handed over, as far as there is room."""
@@ -311,6 +313,13 @@ class Forwarder(Runner):
             if sent < len(batch):
                 self._handed.appendleft((batch[sent:], port))
                 return
+
+    def _put_handed(self) -> None:
+        """Nobody will send what was handed over."""
+        with contextlib.suppress(IndexError):
+            while self.umem._open:
+                with contextlib.suppress(PoolError):  # of a bad descriptor; the good ones are put
+                    self.umem.put(self._handed.popleft()[0])
 
     def _forget_stop(self) -> None:
         """A stop was obeyed, or came too late for a run that has ended."""
@@ -397,8 +406,6 @@ class Forwarder(Runner):
         with self._running:
             lib.afp_engine_fini(self._engine)
             self._engine = None
-        while self._handed and self.umem._open:
-            with contextlib.suppress(PoolError):  # of a bad descriptor; the good ones are put
-                self.umem.put(self._handed.popleft()[0])
+        self._put_handed()
         for thing in reversed(self._owned):
             thing.close()
