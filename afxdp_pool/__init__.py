@@ -43,6 +43,7 @@ from afxdp_pool.errors import (
 from afxdp_pool.filters import Rule
 from afxdp_pool.forwarder import Forwarder
 from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
+from afxdp_pool.memory import BpfMemory
 from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
 from afxdp_pool.pool import FramePool
 from afxdp_pool.port import Port, PortInfo
@@ -50,7 +51,7 @@ from afxdp_pool.program import XdpProgram, clean
 from afxdp_pool.report import PortReport, Report, WorkerReport
 from afxdp_pool.routes import Rewrite, Route, Template
 from afxdp_pool.runner import Runner
-from afxdp_pool.stats import EngineStats, KernelStats, PoolStats, PortStats
+from afxdp_pool.stats import EngineStats, KernelStats, LiveStats, PoolStats, PortStats
 from afxdp_pool.tuning import Napi
 from afxdp_pool.umem import Umem
 from afxdp_pool.workers import Workers
@@ -68,6 +69,7 @@ __all__ = [
     "Audit",
     "AuditError",
     "Batch",
+    "BpfMemory",
     "ConfigError",
     "DoubleFreeError",
     "EngineStats",
@@ -79,6 +81,7 @@ __all__ = [
     "InvalidDescriptorError",
     "KernelStats",
     "LinkGoneError",
+    "LiveStats",
     "MemoryLimitError",
     "MissingExtraError",
     "ModeUnsupportedError",
