@@ -189,6 +189,11 @@ def idle(bed: Bed, seconds: float, times: int) -> dict[str, Any]:
     return result
 
 
+def write(document: dict[str, Any], output: Path | None) -> None:
+    if output:
+        output.write_text(json.dumps(document, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -207,12 +212,12 @@ def main() -> None:
         for knob in arguments.knobs:
             if knob == "idle":
                 document["idle"] = idle(bed, 3.0, 200)
+                write(document, arguments.output)
                 continue
             for job in arguments.jobs:
                 old = [one for one in document["results"] if (one["knob"], one["job"]) != (knob, job)]
                 document["results"] = [*old, sweep(bed, knob, job, arguments.rounds, arguments.seconds)]
-    if arguments.output:
-        arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+                write(document, arguments.output)
 
 
 if __name__ == "__main__":
