@@ -117,12 +117,16 @@ class Napi:
         self.close()
 
 
-def tuned(netdev: str, netns: str | None = None) -> dict[str, int]:
-    """NAPI values of the device that are not 0, by name; empty also where they cannot be read."""
+def tuned(netdev: str, netns: str | None = None) -> dict[str, int] | None:
+    """NAPI values of the device that are not 0, by name; empty without the device. None: we may not read them."""
     found = {}
-    for name in KNOBS:
-        with contextlib.suppress(OSError), _sysfs(netdev, netns) as there:
-            found[name] = _read(there, name)
+    try:
+        with _sysfs(netdev, netns) as there:
+            for name in KNOBS:
+                with contextlib.suppress(FileNotFoundError):
+                    found[name] = _read(there, name)
+    except OSError as error:
+        return None if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS) else {}
     return {name: value for name, value in found.items() if value}
 
 

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     with Notices(logging.INFO, aloud=False) as notices:
         removed = clean(args.interface, netns=args.netns, force=args.force)
     left = [notice for notice in notices.all if "left alone" in notice]
-    napi = tuned(args.interface, args.netns)
+    napi = tuned(args.interface, args.netns) or {}
     if args.json:
         found = {"command": "clean", "interface": args.interface, "netns": args.netns, "removed": removed, "left": left}
         print(json.dumps(found | {"napi": napi}, indent=2))

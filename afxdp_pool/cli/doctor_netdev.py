@@ -118,9 +118,12 @@ def _offloads(place: Netdev, prefix: str) -> Finding:
 
 def _napi(place: Netdev) -> list[Finding]:
     """NAPI values that are not as drivers leave them: wanted by somebody, or left by a killed process."""
+    values = tuned(place.name, place.netns)
+    if values is None:
+        return [Finding("NAPI", "ok", "only root can read its values (CAP_SYS_ADMIN)")]
     found = [
         Finding("NAPI", "warn", f"{name} is {value}, in use or left behind", untune(place.name, place.netns, name))
-        for name, value in tuned(place.name, place.netns).items()
+        for name, value in values.items()
     ]
     return found or [Finding("NAPI", "ok", "as the driver left it")]
 
