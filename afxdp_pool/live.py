@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from afxdp_pool import netdev as netdevs
 from afxdp_pool._native import ffi, lib
-from afxdp_pool.bpf import BpfObject, failure
+from afxdp_pool.bpf import BpfObject, failure, run
 from afxdp_pool.errors import AfXdpError, ModeUnsupportedError
 from afxdp_pool.memory import BpfMemory
 from afxdp_pool.resident import Resident
@@ -33,6 +33,10 @@ log = logging.getLogger("afxdp_pool")
 LARGEST_UMEM = 1 << 29
 #: Bytes of the longest packet that goes live; longer ones go by the socket.
 LONGEST = int(lib.AFP_LIVE_LONGEST)
+#: The same where the kernel is built with more fragments a packet (CONFIG_MAX_SKB_FRAGS up to 45).
+LONGEST_WITH_MORE_FRAGMENTS = 2900
+#: Bytes of an Ethernet header with a VLAN tag: what a device takes beyond its MTU (xdp_ok_fwd_dev(), net/core/dev.h).
+BEYOND_MTU = 18
 _TROUBLES = {
     lib.AFP_LIVE_SILENT: "the other end takes no redirected frames (a veth's peer needs an XDP program, or GRO on)",
     lib.AFP_LIVE_UNABLE: "the device refuses redirected frames",
@@ -97,6 +101,7 @@ class LiveTransmit:
         self.native = ffi.new("struct afp_live *")
         least = 1 if only else lib.AFP_LIVE_LEAST
         lib.afp_live_init(self.native, self._ring, self._object.program("live_transmit"), least)
+        self.native.longest = self._longest
 
     def _load(self, umem: Umem, memory: BpfMemory, netdev: netdevs.Netdev, netns: str | None) -> None:
         self._object = self._undo.enter_context(BpfObject("live_transmit"))
@@ -114,8 +119,15 @@ class LiveTransmit:
         self._undo.callback(Resident(self._object.program("live_transmit")).close)
         mapping = self._object.map("live_ring").mmap()
         self._undo.callback(_unmap, mapping)
+        # Packets that the device is not given, it would not count either.
+        self._longest = min(_longest(self._object.program("live_transmit")), netdev.mtu + BEYOND_MTU)
         self._ring = ffi.cast("struct afp_live_ring *", ffi.from_buffer(mapping))
         self._mapping = mapping
+
+    @property
+    def staged(self) -> bool:
+        """Whether packets wait to be sent, one way or the other."""
+        return bool(self._ring.producer != self._ring.consumer)
 
     def stats(self) -> LiveStats:
         """What went live, and what became of it. Concurrency: any thread."""
@@ -132,6 +144,23 @@ def describe(native: Any) -> str:
     """The last trouble of a C live transmitter, as a sentence; empty for none."""
     text = _TROUBLES.get(native.trouble, "")
     return f"{text} ({os.strerror(native.error)})" if text and native.error else text
+
+
+def _longest(program: int) -> int:
+    """Bytes of the longest packet that a run takes, found by runs with nothing to send.
+
+    Raises:
+        AfXdpError: a run is not possible.
+    """
+    for longest in (LONGEST, LONGEST_WITH_MORE_FRAGMENTS):
+        try:
+            run(program, bytes(longest), live=True)
+        except AfXdpError as error:
+            if error.errno != errno.EINVAL or longest != LONGEST:
+                raise
+        else:
+            break
+    return longest
 
 
 def _unmap(mapping: mmap.mmap) -> None:

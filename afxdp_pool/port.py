@@ -375,7 +375,15 @@ class Port:
         return sent
 
     def complete(self, n: int = 64) -> int:
-        """Take up to `n` completions: each frame goes home to the pool that owns it. Returns how many."""
+        """Take up to `n` completions: each frame goes home to the pool that owns it. Returns how many.
+
+        Frames that went live are home already, and are counted here all the same. What still waits to go is kicked.
+
+        Raises:
+            LinkGoneError: as `kick`, of a port that transmits live.
+        """
+        if self._live is not None and self._live.staged:
+            self.kick()
         return int(lib.afp_port_complete(self.native, check_count(n)))
 
     def kick(self) -> None:
