@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from afxdp_pool import netdev as netdevs
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.bpf import BpfObject, failure, run
-from afxdp_pool.errors import AfXdpError, ModeUnsupportedError
+from afxdp_pool.errors import AfXdpError, ModeUnsupportedError, PrivilegeError
 from afxdp_pool.memory import BpfMemory
 from afxdp_pool.resident import Resident
 from afxdp_pool.stats import LiveStats, live_stats
@@ -94,6 +94,13 @@ class LiveTransmit:
         except BaseException as error:
             self._undo.close()
             if isinstance(error, AfXdpError) and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.ENOENT):
+                if not _may_trace():  # the verifier says of a helper only that this program cannot use it
+                    raise PrivilegeError(
+                        subject=self.name,
+                        doing="loading the program for live transmit",
+                        errno=errno.EPERM,
+                        hint="run as root, or grant CAP_PERFMON",
+                    ) from error
                 raise ModeUnsupportedError(
                     "this kernel has no live-frame transmit", subject=self.name, errno=error.errno, hint=str(error)
                 ) from error
@@ -124,11 +131,6 @@ class LiveTransmit:
         self._ring = ffi.cast("struct afp_live_ring *", ffi.from_buffer(mapping))
         self._mapping = mapping
 
-    @property
-    def staged(self) -> bool:
-        """Whether packets wait to be sent, one way or the other."""
-        return bool(self._ring.producer != self._ring.consumer)
-
     def stats(self) -> LiveStats:
         """What went live, and what became of it. Concurrency: any thread."""
         return self._last or live_stats(self.native)
@@ -144,6 +146,13 @@ def describe(native: Any) -> str:
     """The last trouble of a C live transmitter, as a sentence; empty for none."""
     text = _TROUBLES.get(native.trouble, "")
     return f"{text} ({os.strerror(native.error)})" if text and native.error else text
+
+
+def _may_trace() -> bool:
+    """Whether this thread has CAP_PERFMON, or CAP_SYS_ADMIN, which stands in for it."""
+    with open("/proc/thread-self/status") as status:
+        effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    return bool(effective & (1 << 38 | 1 << 21))
 
 
 def _longest(program: int) -> int:

@@ -236,7 +236,8 @@ class Port:
             except AfXdpError as error:
                 if demanded:
                     raise
-                refused = Refused(str(error))
+                log.debug("%s: no live transmit: %s", self.name, error)
+                refused = Refused(str(error).partition("\n")[0])  # what the verifier said is in the lines below
             else:
                 lib.afp_port_set_live(self._port, self._live.native)
                 return
@@ -382,7 +383,7 @@ class Port:
         Raises:
             LinkGoneError: as `kick`, of a port that transmits live.
         """
-        if self._live is not None and self._live.staged:
+        if self._live is not None and self.ring_levels()["tx"]:
             self.kick()
         return int(lib.afp_port_complete(self.native, check_count(n)))
 

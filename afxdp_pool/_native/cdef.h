@@ -102,7 +102,7 @@ struct afp_live_ring {
 struct afp_live_stats {
 	uint64_t frames, delivered, dropped, resent, slices, stalls, longest_ns, pools_left, pools_left_most;
 };
-struct afp_live { struct afp_live_ring *ring; uint32_t home, least, longest, held; int program; int trouble; int error; ...; };
+struct afp_live { struct afp_live_ring *ring; uint32_t home, least, longest, held; uint64_t not_before_ns; int trouble; int error; ...; };
 typedef int (*afp_live_run)(struct afp_live *live, uint32_t n, uint32_t longest);
 void afp_live_init(struct afp_live *live, struct afp_live_ring *ring, int program, uint32_t least);
 void afp_live_play(struct afp_live *live, afp_live_run run, void *user);
