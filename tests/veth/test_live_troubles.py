@@ -188,24 +188,21 @@ def test_opening_and_closing_leaves_nothing(lab: Lab) -> None:
 
 def test_programs_attached_elsewhere_stall_a_run_but_cost_nothing(lab: Lab) -> None:
     pair, other = lab.veth("a"), lab.veth("b")
-    template = numbered_template(pair)
+    sends = options(lab, replace(LIVE, receive=False))
+    forwarder = ap.transmit(pair.near.name, numbered_template(pair), rate=300_000, options=sends)
     with Sink(pair.far) as sink:
-        forwarder = ap.transmit(
-            pair.near.name, template, count=300_000, rate=300_000, options=options(lab, replace(LIVE, receive=False))
-        )
         forwarder.start(duration=20)
-        attached = 0
-        while forwarder.snapshot().completed < 300_000 and attached < 1000:
+        for _ in range(5):
             Sink(other.far).close()
-            attached += 1
+        forwarder.stop()
         result = forwarder.join()
         live = live_of(result, 0)
-        lost = pair.near.counters()["tx_dropped"]  # of both ways
-        seen = sink.wait(300_000 - lost)
-        assert (seen.unique, seen.duplicate, seen.reordered) == (300_000 - lost, 0, 0)
+        got = result.sent - pair.near.counters()["tx_dropped"]
+        seen = sink.wait(got)
+        assert got > 1000
+        assert (seen.unique, seen.duplicate, seen.reordered) == (got, 0, 0)
         assert live.stalls <= live.slices
         assert (live.stalls > 0) == (live.longest_ns > 2_000_000)
-        assert attached > 3
         audited(forwarder)
 
 
