@@ -89,9 +89,10 @@ static struct world *begin(struct afp_table *t, uint32_t size, uint32_t index, u
 	w->p = afp_pool_create(t, 64, 0);
 	w->port = fake_port(t, w->p, size, size);
 	fake_start(w->port, index);
-	w->ring = calloc(1, sizeof(*w->ring));
+	w->ring = aligned_alloc(64, sizeof(*w->ring));
 	w->out = calloc(PACKETS, sizeof(*w->out));
 	CHECK(w->p && w->ring && w->out);
+	memset(w->ring, 0, sizeof(*w->ring));
 	w->ring->producer = w->ring->consumer = index;
 	w->script.deliver = ALL;
 	afp_live_init(&w->live, w->ring, -1, least);
