@@ -42,7 +42,7 @@ def perfect(seen: SinkReport, sent: int) -> None:
     assert (seen.duplicate, seen.reordered, seen.stale, seen.corrupt, seen.foreign) == (0, 0, 0, 0, 0)
 
 
-def audited(forwarder: ap.Forwarder) -> None:
+def audited(forwarder: ap.Runner) -> None:
     """Every frame is accounted for with the ports open, and home once they are closed."""
     umem, pools = forwarder.umem, forwarder.pools
     umem.audit().check()
