@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from afxdp_pool._native import ffi
 from afxdp_pool.batch import Batch, Bytes
-from afxdp_pool.errors import ConfigError, VerdictError, need_extra
+from afxdp_pool.errors import ConfigError, need_extra
 
 #: A descriptor as compiled code sees it: laid out as `DESC`, but signed. numba adds uint64 and int to a float, as numpy
 #: does, and no address or length comes near the sign bit.
@@ -121,7 +121,7 @@ def compiled(function: Any = None, *, user: npt.NDArray[Any] | None = None) -> A
     if function is None:
         return lambda later: compiled(later, user=user)
     if isinstance(function, Compiled):
-        raise VerdictError("that handler is compiled already")
+        raise ConfigError("that handler is compiled already")
     address, keep = _address(function, user)
     if address <= 0:
         raise ConfigError(f"{function!r} is no address of a function")

@@ -6,8 +6,8 @@
 ``rings``: nanoseconds a packet of the loop with its handler alone. The ports' rings lie in memory; the kernel's part is
 played between the runs and not timed, so a packet sent costs the engine's part of it only.
 
-``veth``: packets a second from one veth pair to another, counted at the far end by an XDP program, flooded by a source
-on CPU 0; the engine runs on CPU 1, and sends through its socket. The rival is a Python loop on AF_PACKET sockets.
+``veth``: packets a second from one veth pair to another, counted at the far end by an XDP program (what is dropped: by
+the engine), flooded by a source on CPU 0; the engine runs on CPU 1. The rival is a Python loop on AF_PACKET sockets.
 
 Kinds are interleaved in each round; ratios are medians of the rounds' ratios. A result file keeps one entry a command.
 """
@@ -141,10 +141,13 @@ def rings(rounds: int, samples: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def engine(kind: str, job: str, made: Any, batch: int, left: VethPair, right: VethPair, netns: str) -> Iterator[None]:
-    """One kind at work in a thread of its own."""
+def engine(
+    kind: str, job: str, made: Any, batch: int, left: VethPair, right: VethPair, netns: str
+) -> Iterator[Callable[[], int]]:
+    """One kind at work in a thread of its own; gives a function that says how many packets it has received."""
     if kind == PACKET_LOOP:
         done = threading.Event()
+        received = [0]
         # A native program that passes everything: without one, the device takes no packets from the source.
         with (
             ap.XdpProgram(left.near.name, netns=netns),
@@ -152,23 +155,25 @@ def engine(kind: str, job: str, made: Any, batch: int, left: VethPair, right: Ve
             packet_socket(left.near.name) as source,
             packet_socket(right.near.name) as target,
         ):
-            worker = threading.Thread(target=packet_loop, args=(job, made, source, target, done.is_set))
+            worker = threading.Thread(target=packet_loop, args=(job, made, source, target, done.is_set, received))
             worker.start()
             try:
-                yield
+                yield lambda: received[0]
             finally:
                 done.set()
                 worker.join()
         return
     options = ap.Options(netns=netns, batch=batch)
     names = left.near.name, right.near.name
-    if kind == "built-in":
+    if kind == "built-in" and job == "drop":
+        forwarder = ap.drop(names[0], options=options)
+    elif kind == "built-in":
         forwarder = ap.forward(*names, rewrite=ap.Rewrite(swap=job == "swap"), options=options)
     else:
         forwarder = ap.handle(names, made, options=options)
     with forwarder:
         forwarder.start()
-        yield
+        yield lambda: forwarder.snapshot().received
         forwarder.stop()
         forwarder.join()
         forwarder.audit().check()
@@ -190,11 +195,12 @@ def veth(job: str, rounds: int, seconds: float) -> dict[str, Any]:
                 with (
                     Sink(right.far, verify=False) as sink,
                     Source(left.far, cpu=SOURCE_CPU) as source,
-                    engine(kind, job, handlers[kind], batch, left, right, lab.engine_netns),
+                    engine(kind, job, handlers[kind], batch, left, right, lab.engine_netns) as received,
                 ):
                     source.start(seconds=seconds)
                     sent = source.wait()
-                    taken[kind, batch].append(sink.report().packets / sent.seconds / 1e6)
+                    got = received() if job == "drop" else sink.report().packets
+                    taken[kind, batch].append(got / sent.seconds / 1e6)
     return summary(taken, "Mpps")
 
 
@@ -234,7 +240,7 @@ def write(path: Path, name: str, entry: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("rings", "veth"))
-    parser.add_argument("--job", choices=("swap", "filter"), default="swap", help="of the veth part")
+    parser.add_argument("--job", choices=JOBS, default="swap", help="of the veth part")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=9, help="runs a round, of the rings part")
     parser.add_argument("--seconds", type=float, default=0.5, help="a kind and round, of the veth part")
