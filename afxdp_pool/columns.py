@@ -6,6 +6,7 @@ scatters; no packet is copied. Invariant: nothing outside of a packet is read or
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any, NamedTuple
 
@@ -113,7 +114,9 @@ class Columns:
         found = self._columns.get(key)
         if found is None:
             native = np.dtype(dtype).newbyteorder("=")
-            array = np.zeros((self.capacity, *shape), native)
+            # Memory nobody can resize, not even through a view's base: C has its address.
+            shape = (self.capacity, *shape)
+            array = np.frombuffer(bytearray(math.prod(shape) * native.itemsize), native).reshape(shape)
             kind = kind_of(dtype) if native.kind in "iu" else Kind(native.itemsize, False, native)
             pointer = ffi.from_buffer(f"uint{8 * native.itemsize}_t[]", array)
             found = self._columns[key] = Column(kind, array, pointer)
