@@ -107,7 +107,8 @@ def write_verdicts(verdicts: Any, out: npt.NDArray[np.uint8]) -> None:
             f"the handler returned verdicts of dtype {array.dtype}",
             hint="return integers: DROP, TX, KEEP, FORWARD(port)",
         )
-    if array.dtype != np.uint8 and n and (int(array.min()) < 0 or int(array.max()) > 255):
+    # All bits that any of them has: in one pass, whether one is negative or above 255.
+    if array.dtype != np.uint8 and not 0 <= int(np.bitwise_or.reduce(array)) < 256:
         raise VerdictError(
             "the handler returned numbers that are no verdicts",
             hint="verdicts are DROP, TX, KEEP and FORWARD(port)",
