@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import statistics
@@ -142,7 +143,7 @@ def rings(rounds: int, samples: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def engine(
-    kind: str, job: str, made: Any, batch: int, left: VethPair, right: VethPair, netns: str
+    kind: str, job: str, made: Any, left: VethPair, right: VethPair, options: ap.Options
 ) -> Iterator[Callable[[], int]]:
     """One kind at work in a thread of its own; gives a function that says how many packets it has received."""
     if kind == PACKET_LOOP:
@@ -150,8 +151,8 @@ def engine(
         received = [0]
         # A native program that passes everything: without one, the device takes no packets from the source.
         with (
-            ap.XdpProgram(left.near.name, netns=netns),
-            in_netns(netns),
+            ap.XdpProgram(left.near.name, netns=options.netns),
+            in_netns(options.netns),
             packet_socket(left.near.name) as source,
             packet_socket(right.near.name) as target,
         ):
@@ -163,7 +164,6 @@ def engine(
                 done.set()
                 worker.join()
         return
-    options = ap.Options(netns=netns, batch=batch)
     names = left.near.name, right.near.name
     if kind == "built-in" and job == "drop":
         forwarder = ap.drop(names[0], options=options)
@@ -179,7 +179,7 @@ def engine(
         forwarder.audit().check()
 
 
-def veth(job: str, rounds: int, seconds: float) -> dict[str, Any]:
+def veth(job: str, transmit: Any, rounds: int, seconds: float) -> dict[str, Any]:
     """One job, every kind and batch, and the AF_PACKET loop."""
     keys: list[tuple[str, int]] = [(kind, batch) for kind in KINDS for batch in BATCHES]
     keys.append((PACKET_LOOP, 1))
@@ -187,6 +187,8 @@ def veth(job: str, rounds: int, seconds: float) -> dict[str, Any]:
     os.sched_setaffinity(0, {ENGINE_CPU})
     with Lab() as lab:
         left, right = lab.veth("left"), lab.veth("right")
+        port = ap.PortConfig(transmit=transmit)
+        options = functools.partial(ap.Options, netns=lab.engine_netns, port=port)
         flow = Flow.of(left.far.ipv4, left.near.ipv4)
         # Once: compiling takes a second.
         handlers = {kind: handler(kind, job, ap.FORWARD(1), flow) for kind in KINDS} | {PACKET_LOOP: flow}
@@ -195,7 +197,7 @@ def veth(job: str, rounds: int, seconds: float) -> dict[str, Any]:
                 with (
                     Sink(right.far, verify=False) as sink,
                     Source(left.far, cpu=SOURCE_CPU) as source,
-                    engine(kind, job, handlers[kind], batch, left, right, lab.engine_netns) as received,
+                    engine(kind, job, handlers[kind], left, right, options(batch=batch)) as received,
                 ):
                     source.start(seconds=seconds)
                     sent = source.wait()
@@ -241,6 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("rings", "veth"))
     parser.add_argument("--job", choices=JOBS, default="swap", help="of the veth part")
+    parser.add_argument("--transmit", choices=("socket", "live", "auto"), default="socket", help="of the veth part")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=9, help="runs a round, of the rings part")
     parser.add_argument("--seconds", type=float, default=0.5, help="a kind and round, of the veth part")
@@ -250,8 +253,9 @@ def main() -> None:
     if arguments.part == "rings":
         name, results = "rings", rings(arguments.rounds, arguments.samples)
     else:
-        name = f"veth {arguments.job}"
-        results = {arguments.job: veth(arguments.job, arguments.rounds, arguments.seconds)}
+        job, transmit = arguments.job, arguments.transmit
+        name = f"veth {job}" if job == "drop" else f"veth {job}, {transmit}"
+        results = {job: veth(job, transmit, arguments.rounds, arguments.seconds)}
     for job, found in results.items():
         show(job, found)
     if arguments.output:

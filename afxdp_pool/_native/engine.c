@@ -33,6 +33,7 @@ int afp_engine_init(struct afp_engine *e, struct afp_table *t, uint32_t batch, u
 	e->table = t;
 	e->batch = batch < AFP_BATCH_MAX ? batch : AFP_BATCH_MAX;
 	e->spin = spin;
+	e->hold = AFP_LIVE_LARGE;
 	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	return e->wake_fd < 0 ? -errno : 0;
 }
@@ -421,7 +422,7 @@ uint32_t afp_engine_dispatch(struct afp_engine *e)
 		bad = carry_out(e, verdicts[0], e->descs, e->origin, n);
 	else
 		bad = sort_out(e, verdicts, n);
-	(void)kick(e, n == e->batch ? AFP_LIVE_LARGE : 0);
+	(void)kick(e, n == e->batch ? e->hold : 0);
 	return bad;
 }
 

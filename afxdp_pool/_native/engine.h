@@ -78,6 +78,7 @@ struct afp_engine {
 	/* What was received, out of the handler's reach: a spoiled descriptor does not lose its frame. */
 	struct afp_desc origin[AFP_BATCH_MAX];
 	uint32_t bad_verdicts;
+	uint32_t hold; /* under load a handler's packets wait for so many to be sent live: more, when it is quick */
 };
 
 /* A compiled handler, called once a batch without the interpreter: n packets in `descs`, which lie in `size` bytes at `umem`;

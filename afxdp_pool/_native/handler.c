@@ -16,6 +16,7 @@ int afp_engine_run_compiled(struct afp_engine *e, uint64_t deadline_ns, afp_hand
 {
 	const struct afp_table *t = e->table;
 
+	e->hold = AFP_LIVE_SLICE; /* as the built-in loop: no interpreter to wait for */
 	for (uint32_t turn = 1;; turn++) {
 		int why = afp_engine_poll(e, deadline_ns);
 
@@ -36,6 +37,7 @@ int64_t afp_engine_turn(struct afp_engine *e, uint64_t deadline_ns, int all)
 {
 	int why;
 
+	e->hold = AFP_LIVE_LARGE;
 	if (e->busy_n) {
 		if (all >= 0)
 			memset(e->verdicts, all, e->busy_n);
