@@ -217,6 +217,8 @@ def summary(taken: dict[tuple[str, int], list[float]], unit: str) -> dict[str, A
             "of the built-in": statistics.median(map(better, values, own)),
             "rounds": values,
         }
+        if unit != "Mpps":
+            found[f"{kind}, batch {batch}"]["least"] = min(values)
         if (PACKET_LOOP, 1) in taken:
             of_loop = statistics.median(map(better, values, taken[PACKET_LOOP, 1]))
             found[f"{kind}, batch {batch}"]["of AF_PACKET"] = of_loop
