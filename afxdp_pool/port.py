@@ -204,6 +204,8 @@ class Port:
                 "tx_size": c.tx_size if c.transmit else 0,
                 "bind_flags": flags,
                 "tx_budget": c.tx_budget,
+                "busy_poll_us": c.busy_poll_us,
+                "busy_poll_budget": c.busy_poll_budget,
             },
         )
         stage = ffi.new("int *")

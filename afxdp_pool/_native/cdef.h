@@ -68,8 +68,9 @@ struct afp_port_config {
 	uint32_t fill_size, comp_size, rx_size, tx_size;
 	uint32_t bind_flags;
 	uint32_t tx_budget;
+	int busy_poll_us, busy_poll_budget;
 };
-enum afp_stage { AFP_STAGE_NONE, AFP_STAGE_TABLE, AFP_STAGE_UMEM, AFP_STAGE_BIND };
+enum afp_stage { AFP_STAGE_NONE, AFP_STAGE_TABLE, AFP_STAGE_UMEM, AFP_STAGE_BIND, AFP_STAGE_BUSY_POLL };
 struct afp_port *afp_port_new(struct afp_table *t, struct afp_pool *pool, uint32_t fill_level);
 int afp_port_open(struct afp_port *port, const struct afp_port_config *config, int *stage);
 int afp_port_mock(struct afp_port *port, uint32_t fill_size, uint32_t comp_size, uint32_t rx_size, uint32_t tx_size);

@@ -224,23 +224,31 @@ static uint32_t serve_port(struct afp_engine *e, uint32_t in)
 
 /* Sleeping --------------------------------------------------------------------------------------------------------------- */
 
-static bool sending(const struct afp_engine *e)
+/* When to look again at what no event tells of: completions, and packets on a stage that wait for some. */
+static uint64_t look_again(const struct afp_engine *e, uint64_t now)
 {
-	for (uint32_t i = 0; i < e->nports; i++)
-		if (port_in_tx(e->port[i]))
-			return true;
-	return false;
+	uint64_t when = UINT64_MAX;
+
+	for (uint32_t i = 0; i < e->nports; i++) {
+		const struct afp_port *port = e->port[i];
+
+		if (port->live && live_staged(port->live))
+			return now + AFP_LIVE_WAIT_NS;
+		if (port_in_tx(port))
+			when = now + COMPLETION_CHECK_NS;
+	}
+	return when;
 }
 
 static void sleep_until(struct afp_engine *e, uint64_t wake_ns)
 {
 	struct pollfd fds[AFP_ENGINE_PORTS + 1];
-	uint64_t now = afp_now_ns();
+	uint64_t now = afp_now_ns(), look_ns = look_again(e, now);
 	struct timespec ts;
 	nfds_t n = 0;
 
-	if (sending(e) && wake_ns > now + COMPLETION_CHECK_NS)
-		wake_ns = now + COMPLETION_CHECK_NS;
+	if (wake_ns > look_ns)
+		wake_ns = look_ns;
 	if (wake_ns < now + WORTH_SLEEPING_NS)
 		return;
 	fds[n++] = (struct pollfd){.fd = e->wake_fd, .events = POLLIN};

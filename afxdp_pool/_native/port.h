@@ -43,6 +43,7 @@ struct afp_port {
 	uint32_t fill_level; /* frames to keep with the kernel */
 	int fd;              /* -1: rings in plain memory */
 	int error;           /* errno of the last kick that failed for good */
+	bool busy_poll;      /* the socket's calls run the driver's NAPI: they are made in every round */
 	struct xsk_ring_prod fill, tx;
 	struct xsk_ring_cons rx, comp;
 	struct afp_live *live; /* NULL: everything goes by the socket */
@@ -60,10 +61,11 @@ struct afp_port_config {
 	uint32_t fill_size, comp_size, rx_size, tx_size; /* rx_size or tx_size 0: no such ring */
 	uint32_t bind_flags;                             /* XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP */
 	uint32_t tx_budget;                              /* descriptors a sendto() may handle in copy mode; 0 = kernel's 32 */
+	int busy_poll_us, busy_poll_budget;              /* us 0: no busy polling */
 };
 
 /* What afp_port_open() was doing when it failed. */
-enum afp_stage { AFP_STAGE_NONE, AFP_STAGE_TABLE, AFP_STAGE_UMEM, AFP_STAGE_BIND };
+enum afp_stage { AFP_STAGE_NONE, AFP_STAGE_TABLE, AFP_STAGE_UMEM, AFP_STAGE_BIND, AFP_STAGE_BUSY_POLL };
 
 enum afp_port_stat {
 	P_FILL, P_RX, P_RX_BYTES, P_RX_BAD, P_TX, P_TX_BYTES, P_COMPLETED, P_COMP_BAD,
