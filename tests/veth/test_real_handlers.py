@@ -38,7 +38,7 @@ def forward_odd_flows(lab: Lab, handler: Any) -> ap.Report:
 
 def settled(forwarder: Any, received: int) -> bool:
     now = forwarder.snapshot()
-    return now.received == received and now.completed == now.engine.forwarded == received // 2
+    return bool(now.received == received and now.completed == now.engine.forwarded == received // 2)
 
 
 def test_a_numpy_handler_filters_by_five_tuple_and_rewrites(lab: Lab) -> None:
