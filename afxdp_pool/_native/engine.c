@@ -93,14 +93,22 @@ static int recycle(struct afp_engine *e, bool refill, uint32_t *work)
 	return 0;
 }
 
-/* A port that can send live waits for up to `hold` packets: a long slice costs less a packet than several short ones. */
+/*
+ * A port that can send live waits for up to `hold` packets: a long slice costs less a packet than several short ones. No longer
+ * than they take to come at full batches: what trickles in from one port is not to wait while another is flooded.
+ */
+static bool may_hold(const struct afp_engine *e, struct afp_live *live, uint32_t hold)
+{
+	return live_staged(live) + e->batch <= hold && ++live->held <= hold / e->batch;
+}
+
 static int kick(struct afp_engine *e, uint32_t hold)
 {
 	for (uint32_t i = 0; i < e->nports; i++) {
 		struct afp_port *port = e->port[i];
 		uint32_t before = port->tx.ring ? port_pending(port) : 0;
 
-		if (port->live && live_staged(port->live) + e->batch <= hold)
+		if (port->live && may_hold(e, port->live, hold))
 			continue;
 		for (int n = 0; before && n < KICKS_A_ROUND; n++) {
 			uint32_t left;
