@@ -25,6 +25,7 @@ SOURCES = (
     "generate.c",
     "engine.c",
     "bpf_glue.c",
+    "calls.c",
 )
 PACKAGES = {
     "libxdp": ("libxdp-dev", "libxdp-devel"),

@@ -394,37 +394,76 @@ void afp_wrap_generation(struct afp_table *t, uint32_t frame, uint64_t *w)
 	atomic_store_explicit(&t->completed[frame], 0, memory_order_relaxed);
 }
 
-/* From the top of the cache into descriptors: POOL becomes APP, one reference, the next generation. */
-static void hand_out(struct afp_pool *p, struct afp_desc *out, uint32_t n)
+/* The same for an idle frame, whose generation is then 0 and the next one 1. */
+static void skip_generation(struct afp_table *t, uint32_t frame)
+{
+	uint64_t w = word_load(t, frame) & ~AFP_GEN_MASK, ignored = 0;
+
+	afp_wrap_generation(t, frame, &ignored);
+	word_store(t, frame, w);
+}
+
+/*
+ * From the top of the cache into descriptors: POOL becomes APP, one reference, the next generation. Stops before a frame
+ * whose generations are used up; how many there were. Four at a time, so that the pointers move once for four.
+ */
+static inline __attribute__((always_inline)) uint32_t hand_out_run(_Atomic uint64_t *word, const uint32_t *top, uint64_t change,
+								   struct afp_desc *out, uint32_t n, uint32_t shift,
+								   uint64_t headroom)
+{
+	struct afp_desc *const first = out, *const end = out + n, *const fours = out + (n & ~3u);
+
+#define HAND_OUT(k)                                                                                                         \
+	do {                                                                                                                \
+		uint64_t frame = top[-1 - (k)], w;                                                                          \
+                                                                                                                            \
+		if (unlikely(__builtin_add_overflow(atomic_load_explicit(&word[frame], memory_order_relaxed), change, &w))) \
+			return (uint32_t)(out - first) + (k);                                                               \
+		atomic_store_explicit(&word[frame], w, memory_order_relaxed);                                               \
+		out[k].addr = (frame << shift) + headroom;                                                                  \
+		w &= AFP_GEN_MASK; /* and no length, no options: one store */                                               \
+		memcpy(&out[k].len, &w, sizeof(w));                                                                         \
+	} while (0)
+	for (; out != fours; out += 4, top -= 4) {
+		HAND_OUT(0);
+		HAND_OUT(1);
+		HAND_OUT(2);
+		HAND_OUT(3);
+	}
+	for (; out != end; out++, top--)
+		HAND_OUT(0);
+#undef HAND_OUT
+	return n;
+}
+
+static inline void hand_out(struct afp_pool *p, struct afp_desc *out, uint32_t n)
 {
 	struct afp_table *t = p->table;
 	const uint64_t change = word_in_app(p) - word_make(0, 0, AFP_POOL, p->id, 0, 0) + AFP_ONE_GEN;
-	const uint64_t headroom = t->headroom;
-	const uint32_t shift = t->frame_shift;
-	const uint32_t *from = p->cache + p->ncache;
-	_Atomic uint64_t *const word = t->word;
 
-	p->ncache -= n;
-#pragma GCC unroll 4
-	for (uint32_t i = 0; i < n; i++) {
-		uint64_t frame = *--from, w;
+	for (;;) {
+		const uint32_t *top = p->cache + p->ncache;
+		uint32_t done;
 
-		if (unlikely(__builtin_add_overflow(atomic_load_explicit(&word[frame], memory_order_relaxed), change, &w)))
-			afp_wrap_generation(t, (uint32_t)frame, &w);
-		atomic_store_explicit(&word[frame], w, memory_order_relaxed);
-		out[i].addr = (frame << shift) + headroom;
-		w &= AFP_GEN_MASK; /* and no length, no options: one store */
-		memcpy(&out[i].len, &w, sizeof(w));
+		/* Constants are worth a copy of the loop. */
+		if (likely(t->frame_shift == 12 && !t->headroom))
+			done = hand_out_run(t->word, top, change, out, n, 12, 0);
+		else
+			done = hand_out_run(t->word, top, change, out, n, t->frame_shift, t->headroom);
+		p->ncache -= done;
+		if (likely(done == n))
+			return;
+		out += done;
+		n -= done;
+		skip_generation(t, p->cache[p->ncache - 1]);
 	}
 }
 
-int afp_pool_alloc(struct afp_pool *p, struct afp_desc *out, uint32_t n)
+/* What the cache cannot serve alone. */
+static __attribute__((noinline)) int alloc_more(struct afp_pool *p, struct afp_desc *out, uint32_t n)
 {
 	uint32_t done = 0, steps = 0;
-	int err = owner_only(p);
 
-	if (unlikely(err))
-		return err;
 	while (done < n) {
 		uint32_t k;
 
@@ -439,4 +478,17 @@ int afp_pool_alloc(struct afp_pool *p, struct afp_desc *out, uint32_t n)
 	}
 	bump(&p->stat[S_FAST], done - steps);
 	return (int)done;
+}
+
+int afp_pool_alloc(struct afp_pool *p, struct afp_desc *out, uint32_t n)
+{
+	int err = owner_only(p);
+
+	if (unlikely(err))
+		return err;
+	if (unlikely(n > p->ncache))
+		return alloc_more(p, out, n);
+	hand_out(p, out, n);
+	bump(&p->stat[S_FAST], n);
+	return (int)n;
 }

@@ -130,6 +130,10 @@ uint32_t afp_ref(struct afp_table *t, const struct afp_desc *descs, uint32_t n, 
 uint32_t afp_put_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
 uint32_t afp_ref_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
 struct afp_refusals *afp_last_refusals(void);
+/* afp_put_all() in two steps: what goes straight into this thread's own cache, from the first on, and takes no lock; the rest,
+ * from `from` on. */
+uint32_t afp_put_cached(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
+uint32_t afp_put_rest(struct afp_table *t, const struct afp_desc *descs, uint32_t from, uint32_t n);
 
 /* For port.c ---------------------------------------------------------------------------------------------------- */
 
