@@ -220,30 +220,56 @@ static uint32_t put_direct(struct afp_table *t, struct afp_box *box, const struc
 }
 
 /* The same for frames of another thread's pool, the one posted to last: claimed, and added to its post. */
-static uint32_t put_posted(struct afp_table *t, const struct afp_pool *p, struct afp_post *post, const struct afp_desc *descs,
-			   uint32_t n)
+static __attribute__((noinline)) uint32_t put_posted(const struct afp_table *t, const struct afp_pool *p, struct afp_post *post,
+						     const struct afp_desc *descs, uint32_t n)
 {
-	const uint64_t size = t->size, held = word_in_app(p);
+	const uint64_t size = t->size, held = word_in_app(p), from = post_entry(0, 0, AFP_APP) - held;
 	const uint32_t shift = t->frame_shift, room = post->room - post->n;
 	_Atomic uint64_t *const word = t->word;
 	_Atomic uint16_t *const returned = t->returned;
-	uint64_t *const entry = post->entry + post->n;
-	uint32_t i;
+	uint64_t *entry = post->entry + post->n;
+	const struct afp_desc *desc = descs, *end, *fours;
 
 	n = n < room ? n : room;
-	for (i = 0; i < n; i++) {
-		uint64_t gen = descs[i].gen;
-		uint64_t frame = descs[i].addr >> shift;
-
-		if (unlikely(descs[i].addr >= size) ||
-		    unlikely(atomic_load_explicit(&returned[frame], memory_order_acquire) == gen) ||
-		    unlikely(atomic_load_explicit(&word[frame], memory_order_relaxed) != (held | gen << AFP_GEN_SHIFT)))
-			break;
-		atomic_store_explicit(&returned[frame], (uint16_t)gen, memory_order_relaxed);
-		entry[i] = post_entry((uint32_t)frame, (uint16_t)gen, AFP_APP);
+	end = descs + n;
+	fours = descs + (n & ~3u);
+#define POST(k)                                                                                                             \
+	do {                                                                                                                \
+		uint64_t frame = desc[k].addr, rest;                                                                        \
+		uint16_t gen = desc[k].gen;                                                                                 \
+                                                                                                                            \
+		memcpy(&rest, &desc[k].len, sizeof(rest)); /* as in put_loop() */                                           \
+		if (unlikely(frame >= size))                                                                                \
+			goto stop_##k;                                                                                      \
+		frame >>= shift;                                                                                            \
+		if (unlikely(atomic_load_explicit(&returned[frame], memory_order_acquire) == gen))                          \
+			goto stop_##k;                                                                                      \
+		rest = (rest & AFP_GEN_MASK) + held;                                                                        \
+		if (unlikely(atomic_load_explicit(&word[frame], memory_order_relaxed) != rest))                             \
+			goto stop_##k;                                                                                      \
+		atomic_store_explicit(&returned[frame], gen, memory_order_relaxed);                                         \
+		entry[k] = rest + from + frame;                                                                             \
+	} while (0)
+	for (; desc != fours; desc += 4, entry += 4) {
+		POST(0);
+		POST(1);
+		POST(2);
+		POST(3);
 	}
-	post->n += i;
-	return i;
+	for (; desc != end; desc++, entry++)
+		POST(0);
+	goto stop_0;
+#undef POST
+stop_3:
+	desc++;
+stop_2:
+	desc++;
+stop_1:
+	desc++;
+stop_0:
+	n = (uint32_t)(desc - descs);
+	post->n += n;
+	return n;
 }
 
 /* Any batch, from `i` on. */
