@@ -41,16 +41,20 @@ from afxdp_pool.errors import (
     WrongThreadError,
 )
 from afxdp_pool.filters import Rule
-from afxdp_pool.forwarder import Forwarder, Rewrite, Route, Template
+from afxdp_pool.forwarder import Forwarder
 from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
 from afxdp_pool.memory import BpfMemory
 from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
 from afxdp_pool.pool import FramePool
 from afxdp_pool.port import Port, PortInfo
 from afxdp_pool.program import XdpProgram, clean
-from afxdp_pool.report import PortReport, Report
+from afxdp_pool.report import PortReport, Report, WorkerReport
+from afxdp_pool.routes import Rewrite, Route, Template
+from afxdp_pool.runner import Runner
 from afxdp_pool.stats import EngineStats, KernelStats, LiveStats, PoolStats, PortStats
+from afxdp_pool.tuning import Napi
 from afxdp_pool.umem import Umem
+from afxdp_pool.workers import Workers
 
 __version__ = "0.1.0"
 
@@ -81,6 +85,7 @@ __all__ = [
     "MemoryLimitError",
     "MissingExtraError",
     "ModeUnsupportedError",
+    "Napi",
     "NoSuchInterfaceError",
     "NoSuchNamespaceError",
     "NotEnoughFramesError",
@@ -103,10 +108,13 @@ __all__ = [
     "RingSizeError",
     "Route",
     "Rule",
+    "Runner",
     "Template",
     "Umem",
     "UmemConfig",
     "VerdictError",
+    "WorkerReport",
+    "Workers",
     "WrongThreadError",
     "XdpProgram",
     "clean",

@@ -35,6 +35,7 @@ struct live_ring {
 	__u64 bad;        /* descriptors that fit no frame or not the page, or for a device that is gone */
 	__s64 pools_left; /* runs whose pages are still somewhere */
 	struct live_desc desc[DESCS];
+	__u64 head[DESCS][SHORT / 8] __attribute__((aligned(64))); /* each packet's first bytes */
 };
 
 struct {
@@ -101,7 +102,7 @@ int live_transmit(struct xdp_md *ctx)
 	if (len <= SHORT) {
 #pragma unroll
 		for (int i = 0; i < SHORT / 8; i++)
-			to[i] = from[i];
+			to[i] = ring->head[at & (DESCS - 1)][i];
 	} else if (bpf_xdp_store_bytes(ctx, 0, from, len)) {
 		goto bad;
 	}

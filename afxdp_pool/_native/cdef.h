@@ -68,8 +68,9 @@ struct afp_port_config {
 	uint32_t fill_size, comp_size, rx_size, tx_size;
 	uint32_t bind_flags;
 	uint32_t tx_budget;
+	int busy_poll_us, busy_poll_budget;
 };
-enum afp_stage { AFP_STAGE_NONE, AFP_STAGE_TABLE, AFP_STAGE_UMEM, AFP_STAGE_BIND };
+enum afp_stage { AFP_STAGE_NONE, AFP_STAGE_TABLE, AFP_STAGE_UMEM, AFP_STAGE_BIND, AFP_STAGE_BUSY_POLL };
 struct afp_port *afp_port_new(struct afp_table *t, struct afp_pool *pool, uint32_t fill_level);
 int afp_port_open(struct afp_port *port, const struct afp_port_config *config, int *stage);
 int afp_port_mock(struct afp_port *port, uint32_t fill_size, uint32_t comp_size, uint32_t rx_size, uint32_t tx_size);
@@ -90,6 +91,8 @@ int afp_port_kernel_stats(const struct afp_port *port, uint64_t *out);
 #define AFP_LIVE_RING ...
 #define AFP_LIVE_LEAST ...
 #define AFP_LIVE_LONGEST ...
+#define AFP_LIVE_SLICE ...
+#define AFP_LIVE_POOLS ...
 enum afp_trouble { AFP_LIVE_FINE, AFP_LIVE_SILENT, AFP_LIVE_UNABLE, AFP_LIVE_FAILED, AFP_LIVE_POOLED };
 struct xdp_desc { uint64_t addr; uint32_t len; uint32_t options; };
 struct afp_live_ring {
@@ -100,7 +103,7 @@ struct afp_live_ring {
 struct afp_live_stats {
 	uint64_t frames, delivered, dropped, resent, slices, stalls, longest_ns, pools_left, pools_left_most;
 };
-struct afp_live { struct afp_live_ring *ring; uint32_t least; int trouble; int error; ...; };
+struct afp_live { struct afp_live_ring *ring; uint32_t home, least, longest, held; uint64_t not_before_ns; int trouble; int error; ...; };
 typedef int (*afp_live_run)(struct afp_live *live, uint32_t n, uint32_t longest);
 void afp_live_init(struct afp_live *live, struct afp_live_ring *ring, int program, uint32_t least);
 void afp_live_play(struct afp_live *live, afp_live_run run, void *user);

@@ -92,14 +92,22 @@ static int recycle(struct afp_engine *e, bool refill, uint32_t *work)
 	return 0;
 }
 
-/* A port that can send live waits for up to `hold` packets: a long slice costs less a packet than several short ones. */
+/*
+ * A port that can send live waits for up to `hold` packets: a long slice costs less a packet than several short ones. No longer
+ * than they take to come at full batches: what trickles in from one port is not to wait while another is flooded.
+ */
+static bool may_hold(const struct afp_engine *e, struct afp_live *live, uint32_t hold)
+{
+	return live_staged(live) + e->batch <= hold && ++live->held <= hold / e->batch;
+}
+
 static int kick(struct afp_engine *e, uint32_t hold)
 {
 	for (uint32_t i = 0; i < e->nports; i++) {
 		struct afp_port *port = e->port[i];
 		uint32_t before = port->tx.ring ? port_pending(port) : 0;
 
-		if (port->live && live_staged(port->live) + e->batch <= hold)
+		if (port->live && may_hold(e, port->live, hold))
 			continue;
 		for (int n = 0; before && n < KICKS_A_ROUND; n++) {
 			uint32_t left;
@@ -223,23 +231,31 @@ static uint32_t serve_port(struct afp_engine *e, uint32_t in)
 
 /* Sleeping --------------------------------------------------------------------------------------------------------------- */
 
-static bool sending(const struct afp_engine *e)
+/* When to look again at what no event tells of: completions, and packets on a stage that wait for some. */
+static uint64_t look_again(const struct afp_engine *e, uint64_t now)
 {
-	for (uint32_t i = 0; i < e->nports; i++)
-		if (port_in_tx(e->port[i]))
-			return true;
-	return false;
+	uint64_t when = UINT64_MAX;
+
+	for (uint32_t i = 0; i < e->nports; i++) {
+		const struct afp_port *port = e->port[i];
+
+		if (port->live && live_staged(port->live))
+			return now + AFP_LIVE_WAIT_NS;
+		if (port_in_tx(port))
+			when = now + COMPLETION_CHECK_NS;
+	}
+	return when;
 }
 
 static void sleep_until(struct afp_engine *e, uint64_t wake_ns)
 {
 	struct pollfd fds[AFP_ENGINE_PORTS + 1];
-	uint64_t now = afp_now_ns();
+	uint64_t now = afp_now_ns(), look_ns = look_again(e, now);
 	struct timespec ts;
 	nfds_t n = 0;
 
-	if (sending(e) && wake_ns > now + COMPLETION_CHECK_NS)
-		wake_ns = now + COMPLETION_CHECK_NS;
+	if (wake_ns > look_ns)
+		wake_ns = look_ns;
 	if (wake_ns < now + WORTH_SLEEPING_NS)
 		return;
 	fds[n++] = (struct pollfd){.fd = e->wake_fd, .events = POLLIN};

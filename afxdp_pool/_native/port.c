@@ -159,6 +159,8 @@ static inline bool lend_direct(struct afp_port *port, const struct afp_pool *min
 	return true;
 }
 
+#define AHEAD 12 /* packets whose heads are fetched while one is staged */
+
 uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused)
 {
 	const struct afp_table *t = port->table;
@@ -185,6 +187,12 @@ uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, 
 		if (unlikely(reason != AFP_OK)) {
 			afp_refuse(port->table, refused, done, desc->addr, reason);
 			break;
+		}
+		if (live && desc->len <= AFP_LIVE_SHORTEST) {
+			/* Another core wrote it: several such lines at once are on their way here. */
+			if (done + AHEAD < n)
+				__builtin_prefetch((const void *)((uintptr_t)t->area + desc[AHEAD].addr));
+			live_head(live, index + done, t->area + desc->addr, t->size - desc->addr);
 		}
 		ring[(index + done) & mask] = (struct xdp_desc){desc->addr, desc->len, 0};
 		bytes += desc->len;
@@ -265,6 +273,13 @@ uint32_t afp_port_come_home(struct afp_port *port, const struct xdp_desc *ring, 
 }
 
 uint32_t afp_port_complete(struct afp_port *port, uint32_t n)
+{
+	uint32_t told = port->live ? afp_live_tell(port->live, n) : 0;
+
+	return told + afp_socket_complete(port, n - told);
+}
+
+uint32_t afp_socket_complete(struct afp_port *port, uint32_t n)
 {
 	uint64_t before = port_count(port, P_COMPLETED);
 	uint32_t index = 0, done;

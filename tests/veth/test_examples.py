@@ -19,6 +19,12 @@ EXPECTED = {
         "packet: 5000 forwarded, 15000 dropped; flows [0]",
         "all accounted for",
     ],
+    "06_workers.py": [
+        "worker 1: received 10000, completed 10000",
+        "far end: 20000 packets",
+        "kept 10000, far end 10000; came home to their own pools: 10000",
+        "app 0, tx 0; all accounted for",
+    ],
     "05_by_hand.py": ["1000 received; far ends: 1000 and 1000", "app 0, tx 0; all accounted for"],
 }
 
