@@ -2,15 +2,16 @@
 /*
  * packet_mmap: AF_PACKET with memory-mapped rings, the fastest way into Linux without XDP.
  *
- * Packets are received from a TPACKET_V3 ring: the kernel copies them one behind the other into blocks, and hands a
- * block over when it is full or --block-ms old; so a packet may wait that long when traffic is light. Packets are
- * sent from a PACKET_TX_RING of fixed slots, one sendto a batch. What is forwarded is copied once, from block to slot.
+ * Packets are received from a TPACKET_V3 ring: the kernel copies them one behind the other into blocks, and
+ * hands a block over when it is full or --block-ms old; so a packet may wait that long when traffic is light.
+ * Packets are sent from a PACKET_TX_RING of fixed slots, one sendto a batch. What is forwarded is copied
+ * once, from block to slot.
  *
- * Invariant: a block with TP_STATUS_USER and a slot with TP_STATUS_AVAILABLE are ours, all others the kernel's.
- * A block goes back only when each of its packets is counted or lies in a slot.
+ * Invariant: a block with TP_STATUS_USER and a slot with TP_STATUS_AVAILABLE are ours, all others the
+ * kernel's. A block goes back only when each of its packets is counted or lies in a slot.
  */
 #include "engine.h"
-#include "gro.h"
+#include "tap.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -26,13 +27,14 @@
 #include <unistd.h>
 
 #define SLOT_BYTES 2048u
-#define SLOT_DATA (TPACKET3_HDRLEN - sizeof(struct sockaddr_ll)) /* net/packet/af_packet.c, tpacket_parse_header */
-#define SLOTS_A_BLOCK 32u /* of the send ring */
+#define SLOT_DATA                                                                                            \
+	(TPACKET3_HDRLEN - sizeof(struct sockaddr_ll)) /* net/packet/af_packet.c, tpacket_parse_header */
+#define SLOTS_A_BLOCK 32u                              /* of the send ring */
 #define VLAN_TAG 4
 
 static struct {
 	__u32 block_kib, blocks, block_ms, slots;
-	bool qdisc;
+	bool qdisc, host;
 } ring = {.block_kib = 64, .blocks = 64, .block_ms = 1, .slots = 1024};
 
 struct ring_socket {
@@ -230,14 +232,6 @@ static __u32 tx_round(void)
 
 /* ---- opening ---- */
 
-static bool set_socket(struct ring_socket *s, int option, const void *value, socklen_t len, const char *what)
-{
-	if (!setsockopt(s->fd, SOL_PACKET, option, value, len))
-		return true;
-	complain("%s: %s: %s", s->name, what, strerror(errno));
-	return false;
-}
-
 static bool open_socket(struct ring_socket *s, const char *name, bool rx, bool tx)
 {
 	const int version = TPACKET_V3, yes = 1;
@@ -258,23 +252,36 @@ static bool open_socket(struct ring_socket *s, const char *name, bool rx, bool t
 	size_t receive_bytes = rx ? (size_t)receive.tp_block_size * receive.tp_block_nr : 0;
 
 	s->name = name;
-	s->fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0); /* protocol 0: nothing arrives before the bind */
+	s->fd =
+	    socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0); /* protocol 0: nothing arrives before the bind */
 	if (s->fd < 0 || !address.sll_ifindex) {
 		complain("%s: cannot open: %s", name, strerror(errno));
 		return false;
 	}
-	if (!set_socket(s, PACKET_VERSION, &version, sizeof(version), "TPACKET_V3"))
+	const struct {
+		bool wanted;
+		int option;
+		const void *value;
+		socklen_t len;
+		const char *what;
+	} settings[] = {
+	    {true, PACKET_VERSION, &version, sizeof(version), "TPACKET_V3"},
+	    /* a malformed packet is skipped, not the end of all sending; only before there are rings */
+	    {tx, PACKET_LOSS, &yes, sizeof(yes), "PACKET_LOSS"},
+	    /* else reflect would receive what it sends; Linux 4.20 */
+	    {rx, PACKET_IGNORE_OUTGOING, &yes, sizeof(yes), "PACKET_IGNORE_OUTGOING"},
+	    {rx, PACKET_RX_RING, &receive, sizeof(receive), "receive ring"},
+	    {tx, PACKET_TX_RING, &transmit, sizeof(transmit), "send ring"},
+	    {tx && !ring.qdisc, PACKET_QDISC_BYPASS, &yes, sizeof(yes), "PACKET_QDISC_BYPASS"},
+	};
+
+	for (size_t i = 0; i < sizeof(settings) / sizeof(*settings); i++) {
+		if (!settings[i].wanted ||
+		    !setsockopt(s->fd, SOL_PACKET, settings[i].option, settings[i].value, settings[i].len))
+			continue;
+		complain("%s: %s: %s", name, settings[i].what, strerror(errno));
 		return false;
-	if (rx && (!set_socket(s, PACKET_RX_RING, &receive, sizeof(receive), "receive ring") ||
-		   /* else reflect would receive what it sends; Linux 4.20 */
-		   !set_socket(s, PACKET_IGNORE_OUTGOING, &yes, sizeof(yes), "PACKET_IGNORE_OUTGOING")))
-		return false;
-	if (tx && (!set_socket(s, PACKET_TX_RING, &transmit, sizeof(transmit), "send ring") ||
-		   /* a malformed packet is skipped, not an end of all sending */
-		   !set_socket(s, PACKET_LOSS, &yes, sizeof(yes), "PACKET_LOSS") ||
-		   (!ring.qdisc &&
-		    !set_socket(s, PACKET_QDISC_BYPASS, &yes, sizeof(yes), "PACKET_QDISC_BYPASS"))))
-		return false;
+	}
 	s->map_bytes = receive_bytes + (tx ? (size_t)ring.slots * SLOT_BYTES : 0);
 	s->map = mmap(NULL, s->map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, s->fd, 0);
 	if (s->map == MAP_FAILED) {
@@ -296,7 +303,6 @@ static void close_all(void)
 		close(in_socket.fd);
 	if (out_socket.fd >= 0)
 		close(out_socket.fd);
-	gro_restore();
 }
 
 static bool open_all(void)
@@ -304,7 +310,7 @@ static bool open_all(void)
 	bool rx = opt.job != TX;
 
 	sender = opt.job == FORWARD ? &out_socket : &in_socket;
-	if (rx && !gro_on(opt.in))
+	if (rx && !ring.host && !tap_link(opt.in))
 		return false;
 	if (opt.job == FORWARD && !open_socket(&out_socket, opt.out, false, true))
 		return false;
@@ -325,13 +331,19 @@ static const char usage[] =
     "      --blocks N       (64)\n"
     "      --block-ms N     a block is handed over when full or this old (1)\n"
     "      --slots N        packets of the send ring, a multiple of 32 (1024)\n"
-    "      --qdisc          send through the queueing discipline, not past it\n";
+    "      --qdisc          send through the queueing discipline, not past it\n"
+    "      --host           leave the link as it is: the host's stack handles each packet, too\n";
 
-enum { BLOCK_KIB = 16, BLOCKS, BLOCK_MS, SLOTS, QDISC };
+enum { BLOCK_KIB = 16, BLOCKS, BLOCK_MS, SLOTS, QDISC, HOST };
 
 static const struct extra extras[] = {
-    {"block-kib", BLOCK_KIB, true}, {"blocks", BLOCKS, true}, {"block-ms", BLOCK_MS, true},
-    {"slots", SLOTS, true},         {"qdisc", QDISC, false},  {},
+    {"block-kib", BLOCK_KIB, true},
+    {"blocks", BLOCKS, true},
+    {"block-ms", BLOCK_MS, true},
+    {"slots", SLOTS, true},
+    {"qdisc", QDISC, false},
+    {"host", HOST, false},
+    {},
 };
 
 static bool set(int letter, const char *value)
@@ -347,6 +359,9 @@ static bool set(int letter, const char *value)
 		return parse_number(value, &ring.slots);
 	case QDISC:
 		ring.qdisc = true;
+		return true;
+	case HOST:
+		ring.host = true;
 		return true;
 	default:
 		return false;
