@@ -85,10 +85,11 @@ static void kick(struct ring_socket *socket)
 	}
 }
 
-/* The next free slot; waits for the kernel when the ring is full. NULL: it is time to stop. */
+/* The next free slot; waits for the kernel when the ring is full. NULL: it is time to stop, and was for a
+ * while. */
 static struct tpacket3_hdr *free_slot(struct ring_socket *socket)
 {
-	double deadline = 0;
+	static double deadline; /* one for all packets: each waiting anew would add up */
 
 	while (!available(socket, socket->head)) {
 		kick(socket);
@@ -330,7 +331,7 @@ static const char usage[] =
     "      --block-kib N    size of a block of the receive ring, a power of two (64)\n"
     "      --blocks N       (64)\n"
     "      --block-ms N     a block is handed over when full or this old (1)\n"
-    "      --slots N        packets of the send ring, a multiple of 32 (1024)\n"
+    "      --slots N        packets of the send ring, a power of two (1024)\n"
     "      --qdisc          send through the queueing discipline, not past it\n"
     "      --host           leave the link as it is: the host's stack handles each packet, too\n";
 
@@ -378,8 +379,8 @@ static const char *objection(void)
 		return "--blocks is from 2 to 4096";
 	if (!ring.block_ms || ring.block_ms > 1000)
 		return "--block-ms is from 1 to 1000";
-	if (!ring.slots || ring.slots % SLOTS_A_BLOCK || ring.slots > 1 << 16)
-		return "--slots is a multiple of 32, at most 65536";
+	if (ring.slots < SLOTS_A_BLOCK || ring.slots & (ring.slots - 1) || ring.slots > 1 << 16)
+		return "--slots is a power of two from 32 to 65536";
 	if (opt.size > SLOT_BYTES - SLOT_DATA)
 		return "--size is at most 2000";
 	return NULL;
