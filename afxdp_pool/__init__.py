@@ -43,12 +43,13 @@ from afxdp_pool.errors import (
 from afxdp_pool.filters import Rule
 from afxdp_pool.forwarder import Forwarder, Rewrite, Route, Template
 from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
+from afxdp_pool.memory import BpfMemory
 from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
 from afxdp_pool.pool import FramePool
 from afxdp_pool.port import Port, PortInfo
 from afxdp_pool.program import XdpProgram, clean
 from afxdp_pool.report import PortReport, Report
-from afxdp_pool.stats import EngineStats, KernelStats, PoolStats, PortStats
+from afxdp_pool.stats import EngineStats, KernelStats, LiveStats, PoolStats, PortStats
 from afxdp_pool.umem import Umem
 
 __version__ = "0.1.0"
@@ -64,6 +65,7 @@ __all__ = [
     "Audit",
     "AuditError",
     "Batch",
+    "BpfMemory",
     "ConfigError",
     "DoubleFreeError",
     "EngineStats",
@@ -75,6 +77,7 @@ __all__ = [
     "InvalidDescriptorError",
     "KernelStats",
     "LinkGoneError",
+    "LiveStats",
     "MemoryLimitError",
     "MissingExtraError",
     "ModeUnsupportedError",

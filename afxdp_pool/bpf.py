@@ -244,6 +244,12 @@ class BpfObject:
         if (failed := lib.bpf_map__set_max_entries(self._map(map_name), max_entries)) < 0:
             raise failure(failed, subject=f"BPF map {map_name}", doing="setting its size")
 
+    def reuse(self, map_name: str, other: BpfMap) -> None:
+        """Let the object's map be this one, with its sizes; only before `load()`."""
+        lib.afp_bpf_log_start()
+        if (failed := lib.bpf_map__reuse_fd(self._map(map_name), other.fd)) < 0:
+            raise failure(failed, subject=f"BPF map {map_name}", doing="using another in its place", quote=True)
+
     def section(self, name: str) -> memoryview:
         """A data section (``".rodata"``, ``".data"``, ``".bss"``) as writable memory.
 

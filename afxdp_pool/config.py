@@ -23,6 +23,7 @@ MAX_COUNT = (1 << 31) - 1
 BULK = 64
 
 Mode = Literal["auto", "copy", "zero-copy"]
+Transmit = Literal["auto", "socket", "live"]
 
 
 def is_power_of_two(value: int) -> bool:
@@ -87,7 +88,10 @@ class PortConfig:
         tx_budget: packets one kick may send in copy mode, where the kernel can be told (Linux >= 6.17); 0: its own 32.
         receive: attach to the netdev's queue for receiving. A port that only sends takes no packets from the kernel;
             it still keeps a few frames in FILL, since some drivers stall without.
-        transmit: whether the port sends.
+        transmit: how the port sends, if it does. ``"socket"``: by its AF_XDP socket. ``"live"``: by live frames, with
+            no socket buffer a packet; packets over 3300 bytes go by the socket. ``"auto"`` (or True): live frames for
+            batches that are large enough to pay, where the socket would have to copy and live frames are possible;
+            see docs/live-transmit.md. False: not at all.
         bind_timeout: seconds to go on trying while the queue is busy. A queue stays busy for some milliseconds after
             its last socket was closed, because the kernel releases it asynchronously (net/xdp/xsk_buff_pool.c).
 
@@ -104,7 +108,7 @@ class PortConfig:
     need_wakeup: bool = True
     tx_budget: int = 256
     receive: bool = True
-    transmit: bool = True
+    transmit: Transmit | bool = "auto"
     bind_timeout: float = 1.0
 
     def __post_init__(self) -> None:
@@ -124,6 +128,10 @@ class PortConfig:
             raise ConfigError(f"mode {self.mode!r} is unknown", hint='choose "auto", "copy" or "zero-copy"')
         if not 0 <= self.tx_budget < 1 << 31 or not self.bind_timeout >= 0:
             raise ConfigError(f"tx_budget {self.tx_budget} or bind_timeout {self.bind_timeout} is not possible")
+        if self.transmit is True:
+            object.__setattr__(self, "transmit", "auto")
+        if self.transmit not in ("auto", "socket", "live", False):
+            raise ConfigError(f"transmit {self.transmit!r} is unknown", hint='choose "auto", "socket", "live" or False')
         if not (self.receive or self.transmit):
             raise ConfigError("a port that neither receives nor sends is of no use", hint="set receive or transmit")
 

@@ -285,6 +285,8 @@ class Forwarder:
                 if why != lib.AFP_RAN_DEADLINE:
                     break
                 self.umem.reap()
+                for port in self.ports:
+                    port.look_for_trouble()
                 if on_tick is not None:
                     on_tick(self)
                     self._require_ports()

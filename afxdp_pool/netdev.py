@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntFlag
@@ -24,6 +25,8 @@ from afxdp_pool._native import ffi, lib
 from afxdp_pool.errors import AfXdpError, NoSuchInterfaceError, NoSuchNamespaceError, PrivilegeError
 
 NETNS_DIR = "/run/netns"
+
+_OWN_NETNS = "/proc/thread-self/ns/net"
 
 _IFF_UP = 1
 _NETDEV_CMD_DEV_GET = 1
@@ -161,7 +164,7 @@ def in_netns(name: str | None) -> Iterator[None]:
         yield
         return
     subject = f"network namespace {name}"
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    home = os.open(_OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
             target = os.open(netns_path(name), os.O_RDONLY | os.O_CLOEXEC)
@@ -182,6 +185,39 @@ def in_netns(name: str | None) -> Iterator[None]:
             _enter(home, "the thread's own network namespace")
     finally:
         os.close(home)
+
+
+def new_netns() -> int:
+    """A new, nameless network namespace, as a descriptor that alone keeps it alive. Ownership: close it.
+
+    Raises:
+        PrivilegeError: it needs CAP_SYS_ADMIN.
+    """
+    made: list[int] = []
+    failed: list[BaseException] = []
+
+    def make() -> None:
+        try:
+            before = os.stat(_OWN_NETNS).st_ino
+            if lib.unshare(lib.CLONE_NEWNET) != 0:
+                code = ffi.errno
+                kind = PrivilegeError if code == errno.EPERM else AfXdpError
+                raise kind(doing="making a network namespace", errno=code, hint="run as root, or grant CAP_SYS_ADMIN")
+            made.append(os.open(_OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC))
+            if os.fstat(made[0]).st_ino == before:
+                raise AfXdpError("the kernel made no new network namespace")
+        except BaseException as error:
+            failed.append(error)
+
+    # In a thread of its own, which takes the namespace it is in with it.
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    if failed:
+        for fd in made:
+            os.close(fd)
+        raise failed[0]
+    return made[0]
 
 
 def _enter(fd: int, subject: str) -> None:

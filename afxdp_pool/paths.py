@@ -7,20 +7,25 @@ and closes it again. On an error nothing is left behind.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from afxdp_pool.binding import borrow_program, check_place, return_program
 from afxdp_pool.config import Mode, PortConfig, UmemConfig, check_batch
-from afxdp_pool.errors import ConfigError
+from afxdp_pool.errors import AfXdpError, ConfigError
 from afxdp_pool.filters import Rule
 from afxdp_pool.forwarder import Forwarder, Rewrite, Route, Template
 from afxdp_pool.handlers import DROP, FORWARD, TX, Handler
+from afxdp_pool.live import LARGEST_UMEM
+from afxdp_pool.memory import BpfMemory
 from afxdp_pool.pool import FramePool
 from afxdp_pool.port import Port
 from afxdp_pool.program import XdpProgram
 from afxdp_pool.umem import Umem
+
+log = logging.getLogger("afxdp_pool")
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def forward(
     Raises:
         As `Port`; ConfigError when both are the same device with a single queue (that is `reflect`).
     """
-    receive_only = replace(options.port, transmit=both_ways)
+    receive_only = replace(options.port, transmit=options.port.transmit if both_ways else False)
     send_only = replace(options.port, receive=both_ways)
     n = len(options.queues)
     if source == target:
@@ -182,8 +187,10 @@ def _open(
     for place in places:
         check_place(place.netdev, place.queue, options.netns)
     with contextlib.ExitStack() as undo:
+        frames = _frames(places, options)
+        memory, refused = _visible_memory(frames * options.frame_size, places, options)
         umem = undo.enter_context(
-            Umem(_frames(places, options), frame_size=options.frame_size, huge_pages=options.huge_pages)
+            Umem(frames, frame_size=options.frame_size, huge_pages=options.huge_pages, memory=memory)
         )
         pool = undo.enter_context(FramePool(umem))
         programs = {
@@ -209,7 +216,26 @@ def _open(
             port.resume()
         forwarder = Forwarder(ports, routes, handler=handler, batch=options.batch)
         forwarder._owned = [undo.pop_all()]
+    if refused is not None:
+        log.warning("no memory that BPF programs can see, so ports send by their sockets alone: %s", refused)
     return forwarder
+
+
+def _visible_memory(
+    size: int, places: Sequence[_Place], options: Options
+) -> tuple[BpfMemory | None, AfXdpError | None]:
+    """Memory that BPF programs can see, if a port may transmit live and nothing speaks against it; or why not."""
+    wanted = {place.config.transmit for place in places}
+    if "live" not in wanted and (
+        "auto" not in wanted or options.huge_pages or options.port.mode == "zero-copy" or size > LARGEST_UMEM
+    ):
+        return None, None
+    try:
+        return BpfMemory(size), None
+    except AfXdpError as error:
+        if "live" in wanted:
+            raise
+        return None, error
 
 
 @contextlib.contextmanager

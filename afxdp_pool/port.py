@@ -8,6 +8,7 @@ submitted minus returned; `audit()` holds the frame table against that.
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any, Self
@@ -20,18 +21,22 @@ from afxdp_pool.batch import DESC, Batch
 from afxdp_pool.binding import borrow_program, check_place, link_gone, open_error, return_program
 from afxdp_pool.config import PortConfig, check_count
 from afxdp_pool.errors import (
+    AfXdpError,
     ForeignFrameError,
     LinkGoneError,
     MemoryLimitError,
+    ModeUnsupportedError,
     NotEnoughFramesError,
     PoolClosedError,
     WrongThreadError,
 )
+from afxdp_pool.live import LiveTransmit, Refused, describe, unfit
 from afxdp_pool.pool import FramePool
 from afxdp_pool.program import XdpProgram
 from afxdp_pool.refusals import raise_refused
-from afxdp_pool.stats import KernelStats, PortStats, kernel_stats, port_stats
+from afxdp_pool.stats import KernelStats, LiveStats, PortStats, kernel_stats, port_stats
 
+log = logging.getLogger("afxdp_pool")
 _RETRY_STEP = 0.01
 
 
@@ -46,6 +51,9 @@ class PortInfo:
         mode: ``"zero-copy"`` or ``"copy"``, read back from the socket.
         xdp_mode: ``"native"`` or ``"generic"``, or None for a port without an XDP program (it does not receive).
         pages: what the Umem is made of.
+        transmit: ``"live"``: by live frames, and by the socket where those do not pay or not go; ``"socket"``; or
+            ``"none"``.
+        transmit_reason: why not by live frames; empty when it is.
     """
 
     netdev: str
@@ -54,6 +62,8 @@ class PortInfo:
     mode: str
     xdp_mode: str | None
     pages: str
+    transmit: str = "socket"
+    transmit_reason: str = ""
 
 
 class Port:
@@ -69,11 +79,13 @@ class Port:
         paused: receive nothing before `resume()`: until then the queue's packets go to the kernel's stack.
 
     Each port registers the Umem's memory for itself: so ports differ in mode, and close in any order.
+    A port that cannot transmit live, though `config` would have it, says so once in the log; see `info`.
 
     Raises:
         NoSuchInterfaceError, NoSuchNamespaceError, InterfaceDownError, QueueRangeError: the place is wrong.
         QueueBusyError: another socket has the queue, and kept it for ``config.bind_timeout`` seconds.
-        PrivilegeError, MemoryLimitError, ModeUnsupportedError, NotEnoughFramesError: the means are lacking.
+        PrivilegeError, MemoryLimitError, ModeUnsupportedError, NotEnoughFramesError: the means are lacking; also for
+            live transmit, if `config` demands it.
         ProgramBusyError, ProgramLoadError: see `XdpProgram`.
         WrongThreadError: the pool is bound to another thread.
 
@@ -81,6 +93,7 @@ class Port:
     Source of the rules: Documentation/networking/af_xdp.rst, net/xdp/xsk.c.
     """
 
+    _live: LiveTransmit | None
     _netns: str | None
     _port: Any
     _program: XdpProgram | None
@@ -103,6 +116,8 @@ class Port:
         self._port = self._new()
         try:
             self._open()
+            if self.config.transmit in ("auto", "live"):
+                self._set_live(where)
             if self.config.receive:
                 self._program = program or borrow_program(netdev, netns)
                 self._borrowed = program is None
@@ -142,10 +157,14 @@ class Port:
         self._driver = ""
         self._port = None
         self._program = None
+        self._live = None
+        self._no_live = ""
+        self._troubles: set[int] = set()
         self._borrowed = False
         self._receiving = False
         self._last: PortStats | None = None
         self._last_kernel = KernelStats()
+        self._last_live: LiveStats | None = None
 
     def _require_frames(self) -> None:
         umem = self.pool.umem
@@ -205,6 +224,38 @@ class Port:
         if result:
             raise open_error(self.name, self._driver, c.mode, -result, stage[0])
 
+    def _set_live(self, where: netdevs.Netdev) -> None:
+        """Transmit live if that is possible and better, or note why not."""
+        demanded = self.config.transmit == "live"
+        refused = unfit(self.pool.umem)
+        if not demanded and lib.afp_port_zero_copy(self._port) == 1:
+            refused = Refused("the socket's zero-copy is better", chosen=True)
+        if refused is None:
+            try:
+                self._live = LiveTransmit(self.pool.umem, where, self._netns, only=demanded)
+            except AfXdpError as error:
+                if demanded:
+                    raise
+                refused = Refused(str(error))
+            else:
+                lib.afp_port_set_live(self._port, self._live.native)
+                return
+        if demanded:
+            raise ModeUnsupportedError(f"live transmit is not possible: {refused.reason}", subject=self.name)
+        self._no_live = refused.reason
+        if not refused.chosen:
+            log.warning("%s: sending by the socket: %s", self.name, refused.reason)
+
+    def look_for_trouble(self) -> None:
+        """Say in the log, once each, what keeps packets from going live. Called by a running forwarder now and then."""
+        live = self._live
+        if live is None or live.native.trouble in self._troubles:
+            return
+        trouble = describe(live.native)
+        if trouble:
+            self._troubles.add(live.native.trouble)
+            log.warning("%s: sending by the socket, for now at least: %s", self.name, trouble)
+
     def __enter__(self) -> Self:
         return self
 
@@ -246,6 +297,8 @@ class Port:
             "zero-copy" if zero_copy else "copy",
             self._program.mode if self._program else None,
             self.pool.umem.pages,
+            ("live" if self._live else "socket") if self.config.transmit else "none",
+            self._no_live,
         )
 
     def resume(self) -> None:
@@ -334,6 +387,8 @@ class Port:
         code = -lib.afp_port_kick(self.native)
         if code:
             raise link_gone(self.name, code)
+        if self._live is not None and self._live.native.trouble:
+            self.look_for_trouble()
 
     def ring_levels(self) -> dict[str, int]:
         """Entries in each ring now: `fill` and `tx` wait for the kernel, `comp` and `rx` for us."""
@@ -347,6 +402,11 @@ class Port:
         if port is None and self._last is not None:
             return self._last
         return port_stats(port or self.native)
+
+    def live_stats(self) -> LiveStats | None:
+        """What went live and what became of it; None for a port that only has its socket. Concurrency: any thread."""
+        live = self._live
+        return self._last_live if live is None else live.stats()
 
     def kernel_stats(self) -> KernelStats:
         """The kernel's counters for the socket; of a closed port, the last ones. Concurrency: any thread."""
@@ -369,4 +429,8 @@ class Port:
         lib.afp_port_end(self._port)
         self._last = port_stats(self._port)
         self._port = None
+        if self._live is not None:
+            self._last_live = self._live.stats()
+            self._live.close()
+            self._live = None
         self.pool.umem._ports.discard(self)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from afxdp_pool.stats import EngineStats, KernelStats, PoolStats, PortStats
+from afxdp_pool.stats import EngineStats, KernelStats, LiveStats, PoolStats, PortStats
 
 if TYPE_CHECKING:
     from afxdp_pool.pool import FramePool
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PortReport:
-    """One port: what it was granted, what it moved, what the kernel counted, and the entries in its rings."""
+    """One port: what it was granted, what it moved, what the kernel counted, and the entries in its rings.
+
+    `live` is None for a port that sends by its socket alone.
+    """
 
     name: str
     info: PortInfo | None
@@ -24,6 +27,7 @@ class PortReport:
     kernel: KernelStats
     rings: dict[str, int]
     program: dict[str, int]
+    live: LiveStats | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ def make_report(
                 port.kernel_stats(),
                 port.ring_levels(),
                 asdict(port.program.counters()) if port.program is not None else {},
+                port.live_stats(),
             )
             for port in ports
         ),

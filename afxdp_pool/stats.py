@@ -90,6 +90,28 @@ class PortStats(_Counters):
 
 
 @dataclass(frozen=True)
+class LiveStats(_Counters):
+    """What left a port by live-frame transmit, and what became of it: frames = delivered + dropped.
+
+    `frames` given to the device, which took those `delivered`; `dropped` the others, as its ring, or its peer's, was
+    full. `resent` frames that no device had taken, sent by the socket instead, and not counted in `frames`. `slices`
+    runs of the program; `stalls` of them over 2 ms, `longest_ns` the longest: an XDP program was attached or detached
+    somewhere on the host, or the thread lost its CPU. `pools_left` runs whose pages some receiver has still, and
+    `pools_left_most` at most.
+    """
+
+    frames: int = 0
+    delivered: int = 0
+    dropped: int = 0
+    resent: int = 0
+    slices: int = 0
+    stalls: int = 0
+    longest_ns: int = 0
+    pools_left: int = 0
+    pools_left_most: int = 0
+
+
+@dataclass(frozen=True)
 class KernelStats(_Counters):
     """XDP_STATISTICS of a socket: what the kernel dropped, and why (net/xdp/xsk.c, xsk_getsockopt()).
 
@@ -132,6 +154,13 @@ def port_stats(port: Any) -> PortStats:
     out = ffi.new("struct afp_port_stats *")
     lib.afp_port_read_stats(port, out)
     return PortStats._from_c(out)
+
+
+def live_stats(live: Any) -> LiveStats:
+    """Read a C live transmitter's counters. Concurrency: any thread."""
+    out = ffi.new("struct afp_live_stats *")
+    lib.afp_live_read_stats(live, out)
+    return LiveStats._from_c(out)
 
 
 def kernel_stats(port: Any) -> KernelStats | None:

@@ -117,6 +117,11 @@ class Umem:
         return self._data
 
     @property
+    def memory(self) -> Memory:
+        """The provider of the memory."""
+        return self._memory
+
+    @property
     def table(self) -> Any:
         """The C frame table, for the modules that call C.
 

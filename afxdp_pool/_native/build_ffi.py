@@ -22,6 +22,7 @@ SOURCES = (
     "audit.c",
     "port.c",
     "socket.c",
+    "live.c",
     "generate.c",
     "engine.c",
     "bpf_glue.c",

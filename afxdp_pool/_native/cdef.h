@@ -86,6 +86,28 @@ int afp_port_kick(struct afp_port *port);
 int afp_port_zero_copy(const struct afp_port *port);
 int afp_port_kernel_stats(const struct afp_port *port, uint64_t *out);
 
+/* live.h */
+#define AFP_LIVE_RING ...
+#define AFP_LIVE_LEAST ...
+#define AFP_LIVE_LONGEST ...
+enum afp_trouble { AFP_LIVE_FINE, AFP_LIVE_SILENT, AFP_LIVE_UNABLE, AFP_LIVE_FAILED, AFP_LIVE_POOLED };
+struct xdp_desc { uint64_t addr; uint32_t len; uint32_t options; };
+struct afp_live_ring {
+	uint32_t producer, consumer; int32_t error; uint64_t task, delivered, dropped, bad; int64_t pools_left;
+	struct xdp_desc desc[...];
+	...;
+};
+struct afp_live_stats {
+	uint64_t frames, delivered, dropped, resent, slices, stalls, longest_ns, pools_left, pools_left_most;
+};
+struct afp_live { struct afp_live_ring *ring; uint32_t least; int trouble; int error; ...; };
+typedef int (*afp_live_run)(struct afp_live *live, uint32_t n, uint32_t longest);
+void afp_live_init(struct afp_live *live, struct afp_live_ring *ring, int program, uint32_t least);
+void afp_live_play(struct afp_live *live, afp_live_run run, void *user);
+void afp_live_read_stats(const struct afp_live *live, struct afp_live_stats *out);
+void afp_port_set_live(struct afp_port *port, struct afp_live *live);
+extern "Python" int afp_python_run(struct afp_live *live, uint32_t n, uint32_t longest);
+
 /* audit.h */
 struct afp_wrong_item { uint32_t frame; uint32_t what; uint64_t word; int64_t expected, found; };
 struct afp_audit {

@@ -36,6 +36,7 @@ struct bpf_map *bpf_object__find_map_by_name(const struct bpf_object *obj, const
 struct bpf_map *bpf_object__next_map(const struct bpf_object *obj, const struct bpf_map *map);
 const char *bpf_map__name(const struct bpf_map *map);
 int bpf_map__fd(const struct bpf_map *map);
+int bpf_map__reuse_fd(struct bpf_map *map, int fd);
 int bpf_map__set_max_entries(struct bpf_map *map, uint32_t max_entries);
 const void *bpf_map__initial_value(struct bpf_map *map, size_t *psize);
 
@@ -47,6 +48,7 @@ int bpf_map_get_fd_by_id(uint32_t id);
 int bpf_link_get_fd_by_id(uint32_t id);
 int bpf_link_get_next_id(uint32_t start_id, uint32_t *next_id);
 int bpf_link_detach(int link_fd);
+int bpf_raw_tracepoint_open(const char *name, int prog_fd);
 int bpf_obj_get(const char *pathname);
 
 long libxdp_get_error(const void *ptr);
@@ -62,6 +64,7 @@ int xdp_multiprog__detach(struct xdp_multiprog *mp);
 void xdp_multiprog__close(struct xdp_multiprog *mp);
 
 int setns(int fd, int nstype);
+int unshare(int flags);
 
 struct afp_prog_info {
 	uint32_t id;

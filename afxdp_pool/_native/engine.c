@@ -92,12 +92,15 @@ static int recycle(struct afp_engine *e, bool refill, uint32_t *work)
 	return 0;
 }
 
-static int kick(struct afp_engine *e)
+/* A port that can send live waits for up to `hold` packets: a long slice costs less a packet than several short ones. */
+static int kick(struct afp_engine *e, uint32_t hold)
 {
 	for (uint32_t i = 0; i < e->nports; i++) {
 		struct afp_port *port = e->port[i];
-		uint32_t before = port->tx.ring ? ring_pending(&port->tx) : 0;
+		uint32_t before = port->tx.ring ? port_pending(port) : 0;
 
+		if (port->live && live_staged(port->live) + e->batch <= hold)
+			continue;
 		for (int n = 0; before && n < KICKS_A_ROUND; n++) {
 			uint32_t left;
 
@@ -105,7 +108,7 @@ static int kick(struct afp_engine *e)
 				e->failed_port = (int)i;
 				return -port->error;
 			}
-			left = ring_pending(&port->tx);
+			left = port_pending(port);
 			if (left == 0 || left >= before)
 				break; /* all sent, or stuck until completions are taken */
 			before = left;
@@ -196,12 +199,13 @@ static uint32_t any_room(struct afp_engine *e)
 static uint32_t serve_port(struct afp_engine *e, uint32_t in)
 {
 	const struct afp_route *r = &e->route[in];
-	uint32_t n;
+	uint32_t room, n;
 
 	if (!r->receive)
 		return 0;
-	n = route_room(e, in);
-	n = n ? afp_port_receive(e->port[in], e->descs, n) : 0;
+	room = route_room(e, in);
+	n = room ? afp_port_receive(e->port[in], e->descs, room) : 0;
+	e->more |= n == e->batch;
 	if (!n) {
 		afp_port_wake_rx(e->port[in]);
 		return 0;
@@ -291,11 +295,16 @@ int afp_engine_run(struct afp_engine *e, uint64_t deadline_ns)
 
 		if (recycle(e, true, &work))
 			return AFP_RAN_WRONG_THREAD;
+		e->more = false;
 		for (uint32_t i = 0; i < e->nports; i++)
 			work += serve_port(e, i);
-		if (g)
-			work += afp_generate(g, e->port[g->port], e->descs, e->batch, &next_ns);
-		if (kick(e))
+		if (g) {
+			uint32_t sent = afp_generate(g, e->port[g->port], e->descs, e->batch, &next_ns);
+
+			e->more |= sent == e->batch;
+			work += sent;
+		}
+		if (kick(e, e->more ? AFP_LIVE_SLICE : 0))
 			return AFP_RAN_ERROR;
 		if ((g && g->count && g->sent >= g->count) || (e->packet_limit && e->received >= e->packet_limit))
 			return AFP_RAN_COUNT;
@@ -336,7 +345,7 @@ int afp_engine_poll(struct afp_engine *e, uint64_t deadline_ns)
 			}
 			afp_port_wake_rx(e->port[in]);
 		}
-		if (kick(e))
+		if (kick(e, 0))
 			return AFP_RAN_ERROR;
 		why = settle(e, work, deadline_ns, UINT64_MAX);
 		if (why >= 0)
@@ -372,7 +381,7 @@ uint32_t afp_engine_dispatch(struct afp_engine *e)
 		}
 		send_run(e, out, e->descs + from, e->origin + from, i - from, verdict == AFP_REFLECT ? E_REFLECTED : E_FORWARDED);
 	}
-	(void)kick(e);
+	(void)kick(e, n == e->batch ? AFP_LIVE_LARGE : 0);
 	return bad;
 }
 
@@ -387,7 +396,7 @@ uint32_t afp_engine_drain(struct afp_engine *e, uint64_t deadline_ns)
 		uint32_t left = 0, work = 0;
 
 		(void)recycle(e, false, &work);
-		(void)kick(e);
+		(void)kick(e, 0);
 		for (uint32_t i = 0; i < e->nports; i++)
 			left += port_in_tx(e->port[i]);
 		if (!left || afp_now_ns() >= deadline_ns)

@@ -64,6 +64,7 @@ struct afp_engine {
 	uint32_t idle; /* rounds without work, in a row */
 	uint32_t busy_port; /* of a batch in `descs`: the engine's index of the port it came from */
 	uint32_t busy_n;
+	bool more;    /* this round found a full batch: the next one will find packets too */
 	bool handler; /* driven by poll() and dispatch(): any packet may leave by any port */
 	int wake_fd; /* eventfd: stop() from any thread */
 	int failed_port;

@@ -159,17 +159,22 @@ static inline bool lend_direct(struct afp_port *port, const struct afp_pool *min
 	return true;
 }
 
+#define AHEAD 12 /* packets whose heads are fetched while one is staged */
+
 uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused)
 {
 	const struct afp_table *t = port->table;
 	const struct afp_pool *mine = port->pool && owned_by(port->pool, afp_self()) ? port->pool : NULL;
-	uint32_t index = 0, done;
+	struct afp_live *live = port->live;
+	struct xdp_desc *ring = live ? live->ring->desc : port->tx.ring;
+	const uint32_t mask = live ? AFP_LIVE_RING - 1 : port->tx.mask;
+	const uint32_t index = live ? live->ring->producer : port->tx.cached_prod;
+	uint32_t done;
 	uint64_t bytes = 0;
 
 	if (unlikely(!port->tx.ring))
 		return 0;
 	n = port_tx_room(port, n);
-	index = port->tx.cached_prod;
 	for (done = 0; done < n; done++) {
 		const struct afp_desc *desc = &descs[done];
 		enum afp_reason reason = AFP_OK;
@@ -183,13 +188,23 @@ uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, 
 			afp_refuse(port->table, refused, done, desc->addr, reason);
 			break;
 		}
-		*xsk_ring_prod__tx_desc(&port->tx, index + done) = (struct xdp_desc){desc->addr, desc->len, 0};
+		if (live && desc->len <= AFP_LIVE_SHORTEST) {
+			/* Another core wrote it: several such lines at once are on their way here. */
+			if (done + AHEAD < n)
+				__builtin_prefetch((const void *)((uintptr_t)t->area + desc[AHEAD].addr));
+			live_head(live, index + done, t->area + desc->addr, t->size - desc->addr);
+		}
+		ring[(index + done) & mask] = (struct xdp_desc){desc->addr, desc->len, 0};
 		bytes += desc->len;
 	}
 	if (!done)
 		return 0;
-	port->tx.cached_prod += done;
-	xsk_ring_prod__submit(&port->tx, done);
+	if (live) {
+		__atomic_store_n(&live->ring->producer, index + done, __ATOMIC_RELEASE);
+	} else {
+		port->tx.cached_prod += done;
+		xsk_ring_prod__submit(&port->tx, done);
+	}
 	bump(&port->stat[P_TX], done);
 	bump(&port->stat[P_TX_BYTES], bytes);
 	return done;
@@ -227,34 +242,50 @@ static enum afp_reason back_from_tx(struct afp_port *port, struct afp_box *box, 
 	}
 }
 
-uint32_t afp_port_complete(struct afp_port *port, uint32_t n)
+/* `stride` bytes from entry to entry, each beginning with an address. Stops at the first there is no memory to post. */
+static inline __attribute__((always_inline)) uint32_t come_home(struct afp_port *port, const void *ring, size_t stride,
+								uint32_t mask, uint32_t index, uint32_t n)
 {
 	struct afp_table *t = port->table;
-	struct afp_box box = {.self = afp_self()};
-	uint32_t index = 0, bad = 0, i;
+	struct afp_box box;
+	uint32_t bad = 0, i;
+
+	afp_box_open(&box, n);
+	for (i = 0; i < n; i++) {
+		uint32_t frame = frame_of(t, *(const uint64_t *)((const uint8_t *)ring + ((index + i) & mask) * stride));
+		enum afp_reason reason = frame == AFP_NO_FRAME ? AFP_FOREIGN : back_from_tx(port, &box, frame);
+
+		if (unlikely(reason == AFP_NO_MEMORY))
+			break;
+		bad += reason != AFP_OK;
+	}
+	atomic_thread_fence(memory_order_acquire); /* as in afp_put() */
+	afp_box_flush(&box);
+	bump(&port->stat[P_COMPLETED], i - bad);
+	if (unlikely(bad))
+		bump(&port->stat[P_COMP_BAD], bad);
+	return i;
+}
+
+uint32_t afp_port_come_home(struct afp_port *port, const struct xdp_desc *ring, uint32_t mask, uint32_t index, uint32_t n)
+{
+	return come_home(port, ring, sizeof(*ring), mask, index, n);
+}
+
+uint32_t afp_port_complete(struct afp_port *port, uint32_t n)
+{
+	uint64_t before = port_count(port, P_COMPLETED);
+	uint32_t index = 0, done;
 
 	if (unlikely(!port->comp.ring))
 		return 0;
 	n = xsk_ring_cons__peek(&port->comp, n, &index);
 	if (!n)
 		return 0;
-	box.room = n;
-	for (i = 0; i < n; i++) {
-		uint32_t frame = frame_of(t, *xsk_ring_cons__comp_addr(&port->comp, index + i));
-		enum afp_reason reason = frame == AFP_NO_FRAME ? AFP_FOREIGN : back_from_tx(port, &box, frame);
-
-		if (unlikely(reason == AFP_NO_MEMORY))
-			break; /* leave it and the rest in the ring until there is memory to post them */
-		bad += reason != AFP_OK;
-	}
-	xsk_ring_cons__cancel(&port->comp, n - i);
-	xsk_ring_cons__release(&port->comp, i);
-	atomic_thread_fence(memory_order_acquire); /* as in afp_put() */
-	afp_box_flush(&box);
-	bump(&port->stat[P_COMPLETED], i - bad);
-	if (unlikely(bad))
-		bump(&port->stat[P_COMP_BAD], bad);
-	return i - bad;
+	done = come_home(port, port->comp.ring, sizeof(uint64_t), port->comp.mask, index, n);
+	xsk_ring_cons__cancel(&port->comp, n - done); /* the rest stays in the ring until there is memory to post them */
+	xsk_ring_cons__release(&port->comp, done);
+	return (uint32_t)(port_count(port, P_COMPLETED) - before);
 }
 
 /* The socket is closed, so the kernel has let go: every frame it had comes home. Frames are found by their words. */

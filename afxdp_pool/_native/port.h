@@ -14,6 +14,7 @@
 #ifndef AFXDP_POOL_PORT_H
 #define AFXDP_POOL_PORT_H
 
+#include "live.h"
 #include "pool.h"
 #include "ring.h"
 
@@ -44,6 +45,7 @@ struct afp_port {
 	int error;           /* errno of the last kick that failed for good */
 	struct xsk_ring_prod fill, tx;
 	struct xsk_ring_cons rx, comp;
+	struct afp_live *live; /* NULL: everything goes by the socket */
 	uint8_t *sent_clones; /* [nframes] transmissions of frames with several references, made when first needed */
 	_Atomic uint64_t stat[AFP_PORT_STATS];
 
@@ -93,6 +95,9 @@ uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, 
 uint32_t afp_port_complete(struct afp_port *port, uint32_t n);
 /* Tell the kernel that there is something to send. 0, or a negative errno that will not go away by trying again. */
 int afp_port_kick(struct afp_port *port);
+int afp_socket_kick(struct afp_port *port); /* the same for what is in the TX ring */
+/* Frames this port had sent come home, their addresses first in the entries of a ring; how many did. Fewer: no memory to post. */
+uint32_t afp_port_come_home(struct afp_port *port, const struct xdp_desc *ring, uint32_t mask, uint32_t index, uint32_t n);
 void afp_port_wake_rx(struct afp_port *port);
 /* The socket is gone: every frame the kernel had from this port comes home. */
 void afp_port_reclaim(struct afp_port *port);
@@ -112,9 +117,14 @@ static inline uint32_t port_in_tx(const struct afp_port *port)
 }
 static inline uint32_t port_tx_room(struct afp_port *port, uint32_t n)
 {
-	uint32_t room = xsk_prod_nb_free(&port->tx, n);
+	uint32_t room = port->live ? live_room(port->live) : xsk_prod_nb_free(&port->tx, n);
 
 	return room < n ? room : n;
+}
+/* Packets that wait for a kick, or for the kernel. */
+static inline uint32_t port_pending(const struct afp_port *port)
+{
+	return ring_pending(&port->tx) + (port->live ? live_staged(port->live) : 0);
 }
 /* This thread owns the port's pool from here: 0, AFP_WRONG_THREAD, or AFP_CLOSED when another pool has its place. */
 static inline int port_bind_pool(struct afp_port *port)

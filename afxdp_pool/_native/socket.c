@@ -10,6 +10,11 @@
 
 int afp_port_kick(struct afp_port *port)
 {
+	return port->live ? afp_live_kick(port) : afp_socket_kick(port);
+}
+
+int afp_socket_kick(struct afp_port *port)
+{
 	if (port->fd < 0 || !port->tx.ring || !ring_pending(&port->tx) || !xsk_ring_prod__needs_wakeup(&port->tx))
 		return 0;
 	bump(&port->stat[P_KICKS], 1);
@@ -188,7 +193,8 @@ void afp_port_end(struct afp_port *port)
 	pthread_mutex_unlock(&t->lock);
 	free(port->sent_clones);
 	port->sent_clones = NULL;
-	port->pool = NULL; /* it may be gone before the struct is */
+	port->pool = NULL; /* they may be gone before the struct is */
+	port->live = NULL;
 	port->id = 0;
 }
 
@@ -224,7 +230,7 @@ void afp_port_ring_levels(struct afp_port *port, uint32_t *out)
 	out[0] = ring_level(&port->fill);
 	out[1] = ring_level(&port->comp);
 	out[2] = ring_level(&port->rx);
-	out[3] = ring_level(&port->tx);
+	out[3] = ring_level(&port->tx) + (port->live ? live_staged(port->live) : 0);
 }
 
 int afp_port_zero_copy(const struct afp_port *port)

@@ -164,7 +164,7 @@ def options(args: argparse.Namespace) -> Options:
         frame_size=args.frame_size,
         huge_pages=args.huge_pages,
         batch=args.batch,
-        port=PortConfig(mode=mode),
+        port=PortConfig(mode=mode, transmit=getattr(args, "transmit", "auto")),
         **filled,  # type: ignore[arg-type]
     )
 
@@ -193,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     drop = commands.add_parser("drop", help="receive packets, count them, recycle their frames")
-    _add_path(drop)
+    _add_path(drop, sends=False)
 
     forward = commands.add_parser("forward", help="send what one interface receives out of another, without a copy")
     _add_path(forward)
@@ -227,7 +227,7 @@ def _add_place(command: argparse.ArgumentParser, *, required: bool = True) -> No
     command.add_argument("--netns", metavar="NAME", help="the network namespace it is in")
 
 
-def _add_path(command: argparse.ArgumentParser, *, receives: bool = True) -> None:
+def _add_path(command: argparse.ArgumentParser, *, receives: bool = True, sends: bool = True) -> None:
     _add_place(command)
     add = command.add_argument
     add("-q", "--queue", metavar="N", type=count, action="append", help="a queue, default 0; give it again for more")
@@ -247,6 +247,13 @@ def _add_path(command: argparse.ArgumentParser, *, receives: bool = True) -> Non
     for flag, value in (("--copy", "copy"), ("--zero-copy", "zero-copy")):
         socket_mode.add_argument(
             flag, dest="socket_mode", action="store_const", const=value, help=f"demand {value} mode"
+        )
+    if sends:
+        mode.add_argument(
+            "--transmit",
+            choices=("auto", "socket", "live"),
+            default="auto",
+            help="send by the socket, by live frames, or by whichever is cheaper for each batch (default)",
         )
     if not receives:
         return

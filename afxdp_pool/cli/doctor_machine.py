@@ -36,6 +36,7 @@ def examine() -> list[Finding]:
         _jit(),
         *_libraries(Path("/proc/self/maps").read_text()),
         _dispatcher(),
+        _live(held),
     ]
 
 
@@ -131,6 +132,20 @@ def _libraries(maps: str) -> list[Finding]:
         match = re.search(rf"/{name}[^/\s]*\.so\.(\d[\d.]*)$", maps, re.MULTILINE)
         found.append(Finding(name, "ok", match[1] if match else "linked in"))
     return found
+
+
+def _live(held: set[str]) -> Finding:
+    """Whether ports can send by live frames, where their sockets would have to copy."""
+    what, alone = "live transmit", "so ports without zero-copy send by their sockets, a socket buffer a packet"
+    if version(os.uname().release)[:2] < (5, 18):
+        return Finding(what, "warn", f"needs Linux 5.18, {alone}")
+    if not Path("/sys/kernel/btf/vmlinux").exists():
+        return Finding(
+            what, "warn", f"the kernel has no BTF, {alone}", "use a kernel built with CONFIG_DEBUG_INFO_BTF=y"
+        )
+    if "SYS_ADMIN" not in held:
+        return Finding(what, "warn", f"CAP_SYS_ADMIN not held, {alone}", "run it with sudo")
+    return Finding(what, "ok", "possible (--transmit auto)")
 
 
 def _dispatcher() -> Finding:

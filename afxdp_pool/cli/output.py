@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from afxdp_pool import AfXdpError, Audit, PrivilegeError, Report, __version__
+from afxdp_pool import AfXdpError, Audit, PortReport, PrivilegeError, Report, __version__
 from afxdp_pool.cli.meter import FILL_EMPTY, Rate, losses
 
 _STOPPED_BY = {"duration": "its duration", "count": "its count", "SIGINT": "Ctrl-C", "error": "an error"}
@@ -152,6 +152,7 @@ def troubles(report: Report) -> list[str]:
             lines += [f"{name}: kernel dropped {count:,}: {cause}" for cause, count in lost.items()]
         if port.kernel.rx_fill_ring_empty_descs and FILL_EMPTY not in lost:
             lines.append(f"{name}: FILL ring found empty {port.kernel.rx_fill_ring_empty_descs:,} times")
+        lines += [f"{name}: {text}" for text in live_troubles(port)]
         bad = {field: getattr(port.stats, field) for field in ("rx_bad", "completion_bad", "tx_errors")}
         lines += [f"{name}: {field} {count:,}" for field, count in bad.items() if count]
     programs = {port.name.split(" queue ")[0]: port.program for port in report.ports if port.program}
@@ -161,6 +162,22 @@ def troubles(report: Report) -> list[str]:
                 lines.append(f"{netdev}: left to the kernel's stack {counters[field]:,}: {why}")
     if report.engine.refused:
         lines.append(f"could not be sent, dropped here {report.engine.refused:,}")
+    return lines
+
+
+def live_troubles(port: PortReport) -> list[str]:
+    """What became of packets sent live, if not all is well; and what kept some from going that way."""
+    live = port.live
+    if live is None:
+        return []
+    lines = [f"the device dropped {live.dropped:,} of {live.frames:,} packets sent live"] if live.dropped else []
+    if live.resent:
+        lines.append(f"sent again by the socket {live.resent:,}: no device took them live")
+    if live.pools_left_most:
+        lines.append(f"a receiver held on to the pages of up to {live.pools_left_most} runs; {live.pools_left} still")
+    if live.stalls:
+        longest = live.longest_ns / 1e6
+        lines.append(f"{live.stalls:,} of {live.slices:,} live runs stalled, the longest for {longest:.1f} ms")
     return lines
 
 
@@ -177,7 +194,13 @@ def document(args: argparse.Namespace, outcome: Outcome) -> dict[str, Any]:
         "error": outcome.error,
         "notices": list(outcome.notices),
         "granted": {
-            port.name: {"mode": port.info.mode, "xdp_mode": port.info.xdp_mode, "driver": port.info.driver}
+            port.name: {
+                "mode": port.info.mode,
+                "xdp_mode": port.info.xdp_mode,
+                "driver": port.info.driver,
+                "transmit": port.info.transmit,
+                "transmit_reason": port.info.transmit_reason,
+            }
             for port in outcome.report.ports
             if port.info
         },

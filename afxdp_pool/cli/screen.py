@@ -54,7 +54,9 @@ class Shape:
         xdp = f"{info.xdp_mode} XDP" if info.xdp_mode else "no XDP program"
         has = {"fill": config.receive, "rx": config.receive, "tx": config.transmit, "comp": config.transmit}
         sizes = {ring: getattr(config, f"{ring}_size") for ring in _RINGS if has[ring]}
-        return cls(f"{port.netdev} queue {port.queue}", f"{info.driver} · {xdp} · {info.mode} · {info.pages}", sizes)
+        granted = [info.driver, xdp, info.mode, info.pages]
+        granted += [f"{info.transmit} transmit"] if info.transmit != "none" else []
+        return cls(f"{port.netdev} queue {port.queue}", " · ".join(granted), sizes)
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,25 @@ def _port_block(picture: Picture, index: int, columns: int) -> list[Line]:
     if "tx" in shape.sizes:
         lines.append(_rate_line("tx", rate.tx_pps, rate.tx_bps, tx_past, stats.tx_packets, columns, _TX))
         away = stats.tx_packets - stats.tx_completed
-        flying: Line = [(f"  {away:,} on their way", DIM)]
+        flying: Line = [(f"  {away:,} on their way", DIM), *_live(port)]
         done: Line = [("   done ", _DONE), (f"{scaled(rate.completed_pps, 'pps'):>11}", BOLD), *flying]
         lines.append(draw.spread(done, [(f"{stats.tx_completed:,} ", "")], columns))
     lines.append(_ring_line(port.rings, shape.sizes, columns))
     lines.append(_loss_line(port, rate))
     return lines
+
+
+def _live(port: ap.PortReport) -> Line:
+    """How much of what was sent went live, and what the device did not take of it."""
+    live = port.live
+    if live is None:
+        return []
+    line: Line = [(f" · {live.frames / (port.stats.tx_packets or 1):.0%} live", DIM)]
+    if live.dropped:
+        line.append((f", {live.dropped:,} dropped by the device", RED))
+    if live.pools_left:
+        line.append((f", {live.pools_left} runs' pages out", YELLOW))
+    return line
 
 
 def _rate_line(name: str, pps: float, bps: float, past: Sequence[float], total: int, columns: int, style: str) -> Line:

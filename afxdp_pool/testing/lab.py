@@ -23,16 +23,15 @@ import itertools
 import os
 import re
 import struct
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from afxdp_pool.errors import AfXdpError, ConfigError, LabError, PrivilegeError
-from afxdp_pool.netdev import ethtool, in_netns
+from afxdp_pool.netdev import ethtool, in_netns, new_netns
 
 NETNS_DIR = Path("/run/netns")
 PREFIX = "afxp"
@@ -45,7 +44,6 @@ KERNEL_LINKS = {
 }
 UP_WITHIN = 5.0  # seconds
 
-_CLONE_NEWNET = 0x40000000
 _MS_BIND, _MNT_DETACH = 4096, 2
 _NUD_PERMANENT = 0x80
 _GDRVINFO, _GSTRINGS, _GSTATS = 0x03, 0x1B, 0x1D
@@ -252,31 +250,6 @@ class Lab:
                 time.sleep(0.001)
 
 
-def new_netns() -> int:
-    """A new, nameless network namespace, as a descriptor that alone keeps it alive. Ownership: close it.
-
-    Raises:
-        PrivilegeError: it needs CAP_SYS_ADMIN.
-    """
-    made: list[int] = []
-
-    def enter_new() -> None:
-        before = OWN_NETNS.stat().st_ino
-        _call("unshare", _CLONE_NEWNET, doing="making a network namespace")
-        fd = os.open(OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC)
-        made.append(fd)
-        if os.fstat(fd).st_ino == before:
-            raise LabError("the kernel made no new network namespace")
-
-    try:
-        _in_thread(enter_new)
-    except BaseException:
-        for fd in made:
-            os.close(fd)
-        raise
-    return made[0]
-
-
 def _make_netns(name: str) -> int:
     """A new namespace under a name, as `ip netns add` makes it; returns its inode."""
     path = NETNS_DIR / name
@@ -297,23 +270,6 @@ def _remove_netns(name: str) -> None:
     path = NETNS_DIR / name
     _libc.umount2(os.fsencode(path), _MNT_DETACH)
     path.unlink(missing_ok=True)
-
-
-def _in_thread(work: Callable[[], None]) -> None:
-    """Run `work` in a thread of its own, so that what it does to the thread's namespace ends with it."""
-    raised: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            work()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=guarded)
-    thread.start()
-    thread.join()
-    if raised:
-        raise raised[0]
 
 
 def _call(function: str, *arguments: object, doing: str) -> None:

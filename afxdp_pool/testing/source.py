@@ -1,8 +1,7 @@
 """A `Source` sends numbered, checksummed test packets out of a link, by live frames.
 
-It owns an XDP program (bpf/traffic_source.bpf.c), a nameless network namespace that keeps the program
-resident, a position (flow and sequence number, which goes on from one `send` to the next) and at most one
-helper process.
+It owns an XDP program (bpf/traffic_source.bpf.c), kept resident, a position (flow and sequence number, which
+goes on from one `send` to the next) and at most one helper process.
 
 Invariant: frame n of a source carries flow n % flows and sequence number n // flows, and `sent` is what the
 program counted itself.
@@ -25,13 +24,12 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
-from afxdp_pool._native import lib
 from afxdp_pool.bpf import BpfObject, run
 from afxdp_pool.errors import AfXdpError, ConfigError, LabError
 from afxdp_pool.netdev import in_netns
+from afxdp_pool.resident import Resident
 from afxdp_pool.testing import packets
-from afxdp_pool.testing.lab import LabLink, new_netns
-from afxdp_pool.testing.sink import attach
+from afxdp_pool.testing.lab import LabLink
 
 _CONFIG = struct.Struct(f"={packets.HEAD}sIIII")  # struct source_config
 _STATE = struct.Struct("=QQII")  # struct source_state
@@ -98,7 +96,7 @@ class Source:
         packets.check_size(size, flows)
         self.link, self.size, self.flows, self.cpu = link, size, flows, cpu
         self._helper: subprocess.Popen[str] | None = None
-        self._held: list[int] = []
+        self._held: list[Resident] = []
         self._addresses = packets.Addresses(
             source_mac=link.mac,
             target_mac=target_mac or link.peer_mac,
@@ -114,7 +112,7 @@ class Source:
             self._state = self._object.map("source_state")
             self._state.update(0, _STATE.pack(0, seq_start, 0, 0))
             self._program = self._object.program("traffic_source")
-            self._hold()
+            self._held.append(Resident(self._program))
         except BaseException:
             self.close()
             raise
@@ -228,8 +226,8 @@ class Source:
     def close(self) -> None:
         """Stop sending and unload. Idempotent."""
         self._end_helper()
-        for fd in self._held:
-            os.close(fd)
+        for held in self._held:
+            held.close()
         self._held.clear()
         self._object.close()
 
@@ -240,18 +238,6 @@ class Source:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _hold(self) -> None:
-        """Attach the program to the loopback of a namespace that only our descriptor keeps alive.
-
-        There it never sees a packet, but the kernel has it in the XDP dispatcher: a run then costs some
-        microseconds instead of two synchronize_rcu() (kernel/bpf/dispatcher.c).
-        """
-        netns = new_netns()
-        self._held.append(netns)
-        with in_netns(f"/proc/self/fd/{netns}"):
-            hold = attach(self._program, 1, lib.XDP_FLAGS_SKB_MODE, "the source's own loopback")
-        self._held.insert(0, hold)
 
     def _run(self, count: int) -> None:
         try:

@@ -19,6 +19,7 @@ from afxdp_pool import (
     ConfigError,
     EngineStats,
     KernelStats,
+    LiveStats,
     MissingExtraError,
     Options,
     PoolStats,
@@ -39,13 +40,20 @@ from afxdp_pool.testing import packets
 FRAMES = {"umem": 4096, "pool": 64, "fill": 1984, "app": 0, "tx": 2048}
 
 
-def report(ports: int = 1, *, seconds: float = 10.0, packets: int = 0, kernel: KernelStats | None = None) -> Report:
+def report(
+    ports: int = 1,
+    *,
+    seconds: float = 10.0,
+    packets: int = 0,
+    kernel: KernelStats | None = None,
+    live: LiveStats | None = None,
+) -> Report:
     stats = dict.fromkeys(PortStats.__dataclass_fields__, 0)
     stats |= {"rx_packets": packets, "rx_bytes": 64 * packets, "tx_packets": packets, "tx_bytes": 64 * packets}
     info = PortInfo("eth9", 0, "veth", "copy", "native", "4 KB pages")
     rings = {"fill": 2048, "comp": 3, "rx": 17, "tx": 64}
     program = {"redirected": packets, "passed_filter": 0, "passed_no_socket": 0}
-    port = PortReport("eth9 queue 0", info, PortStats(**stats), kernel or KernelStats(), rings, program)
+    port = PortReport("eth9 queue 0", info, PortStats(**stats), kernel or KernelStats(), rings, program, live)
     pool = PoolStats(**dict.fromkeys(PoolStats.__dataclass_fields__, 0) | {"hold_cnt": 4096, "recycle_cached": 9})
     engine = EngineStats(**dict.fromkeys(EngineStats.__dataclass_fields__, 0))
     return Report(seconds, (port,) * ports, (pool,), engine, FRAMES)
@@ -246,6 +254,21 @@ def test_the_proof(proof: output.Proof, ok: bool, text: str) -> None:
     assert text in str(proof)
 
 
+def test_the_summary_tells_what_became_of_live_frames() -> None:
+    args = arguments.parse(["tx", "-i", "eth9", "--transmit", "live"])
+    live = LiveStats(1000, 990, 10, 64, 12, 2, 14_200_000, 1, 3)
+    outcome = output.Outcome(report(live=live), output.Proof(audit(), audit(), 0), "duration", None, ())
+    text = "\n".join(output.summary(args, outcome))
+    for part in ("dropped 10 of 1,000 packets sent live", "sent again by the socket 64", "up to 3 runs; 1 still",
+                 "2 of 12 live runs stalled, the longest for 14.2 ms"):  # fmt: skip
+        assert part in text
+    assert output.document(args, outcome)["ports"][0]["live"]["dropped"] == 10
+    quiet = output.live_troubles(report(live=LiveStats(1000, 1000)).ports[0])
+    assert quiet == output.live_troubles(report().ports[0]) == []
+    assert arguments.options(args).port.transmit == "live"
+    assert arguments.options(arguments.parse(["drop", "-i", "eth9"])).port.transmit == "auto"
+
+
 def test_summary_and_document() -> None:
     kernel = KernelStats(rx_dropped=5, rx_ring_full=1200, rx_fill_ring_empty_descs=7)
     args = arguments.parse(["forward", "-i", "eth8", "-o", "eth9"])
@@ -258,7 +281,8 @@ def test_summary_and_document() -> None:
     document = json.loads(json.dumps(output.document(args, outcome)))
     assert (document["command"], document["interface"], document["output"]) == ("forward", "eth8", "eth9")
     assert (document["received"], document["audit"]["ok"], document["error"]) == (1_000_000, True, None)
-    assert document["granted"] == {"eth9 queue 0": {"mode": "copy", "xdp_mode": "native", "driver": "veth"}}
+    granted = {"mode": "copy", "xdp_mode": "native", "driver": "veth", "transmit": "socket", "transmit_reason": ""}
+    assert document["granted"] == {"eth9 queue 0": granted}
     assert document["ports"][0]["kernel"]["rx_ring_full"] == 1200
     assert document["stopped_by"] == "SIGINT"
 

@@ -143,7 +143,13 @@ def test_drop_in_the_mode_demanded(pair: VethPair, mode: str) -> None:
         drop.wait_for("received 500 ")
         document = drop.stop()
     (granted,) = document["granted"].values()
-    assert granted == {"mode": "copy", "xdp_mode": mode, "driver": "veth"}
+    assert granted == {
+        "mode": "copy",
+        "xdp_mode": mode,
+        "driver": "veth",
+        "transmit": "none",
+        "transmit_reason": "",
+    }
     assert (document["received"], left(document)) == (500, 0)
 
 
