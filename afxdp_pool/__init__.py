@@ -12,6 +12,8 @@ device; an `XdpProgram` brings the packets; a `Batch` is packets in frames; a ve
 
 from afxdp_pool.audit import STATES, Audit
 from afxdp_pool.batch import DESC, Batch
+from afxdp_pool.columns import FiveTuple
+from afxdp_pool.compiling import Compiled, be16, be32, compiled, signature
 from afxdp_pool.config import PortConfig, UmemConfig
 from afxdp_pool.errors import (
     AfXdpError,
@@ -41,16 +43,20 @@ from afxdp_pool.errors import (
     WrongThreadError,
 )
 from afxdp_pool.filters import Rule
-from afxdp_pool.forwarder import Forwarder, Rewrite, Route, Template
+from afxdp_pool.forwarder import Forwarder
 from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
 from afxdp_pool.memory import BpfMemory
 from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
 from afxdp_pool.pool import FramePool
 from afxdp_pool.port import Port, PortInfo
 from afxdp_pool.program import XdpProgram, clean
-from afxdp_pool.report import PortReport, Report
+from afxdp_pool.report import PortReport, Report, WorkerReport
+from afxdp_pool.routes import Rewrite, Route, Template
+from afxdp_pool.runner import Runner
 from afxdp_pool.stats import EngineStats, KernelStats, LiveStats, PoolStats, PortStats
+from afxdp_pool.tuning import Napi
 from afxdp_pool.umem import Umem
+from afxdp_pool.workers import Workers
 
 __version__ = "0.1.0"
 
@@ -66,9 +72,11 @@ __all__ = [
     "AuditError",
     "Batch",
     "BpfMemory",
+    "Compiled",
     "ConfigError",
     "DoubleFreeError",
     "EngineStats",
+    "FiveTuple",
     "ForeignFrameError",
     "Forwarder",
     "FramePool",
@@ -81,6 +89,7 @@ __all__ = [
     "MemoryLimitError",
     "MissingExtraError",
     "ModeUnsupportedError",
+    "Napi",
     "NoSuchInterfaceError",
     "NoSuchNamespaceError",
     "NotEnoughFramesError",
@@ -103,17 +112,24 @@ __all__ = [
     "RingSizeError",
     "Route",
     "Rule",
+    "Runner",
     "Template",
     "Umem",
     "UmemConfig",
     "VerdictError",
+    "WorkerReport",
+    "Workers",
     "WrongThreadError",
     "XdpProgram",
+    "be16",
+    "be32",
     "clean",
+    "compiled",
     "drop",
     "forward",
     "handle",
     "per_packet",
     "reflect",
+    "signature",
     "transmit",
 ]

@@ -54,7 +54,16 @@ def open_error(name: str, driver: str, mode: str, code: int, stage: int) -> AfXd
     doing = "registering the memory" if stage == lib.AFP_STAGE_UMEM else "binding the socket"
     kind: type[AfXdpError] = AfXdpError
     hint = ""
-    if code in (errno.EPERM, errno.EACCES):
+    if stage == lib.AFP_STAGE_BUSY_POLL:
+        doing = "turning busy polling on"
+        if code == errno.EPERM:
+            kind, hint = PrivilegeError, "it needs CAP_NET_ADMIN; or leave busy_poll_us at 0"
+        else:
+            kind, hint = (
+                ModeUnsupportedError,
+                "it needs Linux 5.11 with CONFIG_NET_RX_BUSY_POLL; or leave it off",
+            )
+    elif code in (errno.EPERM, errno.EACCES):
         kind, hint = PrivilegeError, "run as root, or with CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF"
     elif code in (errno.ENOBUFS, errno.ENOMEM):
         kind = MemoryLimitError

@@ -94,6 +94,10 @@ class PortConfig:
             see docs/live-transmit.md. False: not at all.
         bind_timeout: seconds to go on trying while the queue is busy. A queue stays busy for some milliseconds after
             its last socket was closed, because the kernel releases it asynchronously (net/xdp/xsk_buff_pool.c).
+        busy_poll_us: above 0: the worker itself runs the driver's NAPI, by a system call in every round
+            (SO_PREFER_BUSY_POLL, SO_BUSY_POLL in microseconds; the calls never wait). Of use with
+            `Options.napi_defer_hard_irqs` and `gro_flush_timeout`, which keep the interrupts off; see docs/workers.md.
+        busy_poll_budget: packets one such call may handle (SO_BUSY_POLL_BUDGET).
 
     Raises:
         RingSizeError: a ring size the kernel would refuse, or a fill level that does not fit the ring.
@@ -110,6 +114,8 @@ class PortConfig:
     receive: bool = True
     transmit: Transmit | bool = "auto"
     bind_timeout: float = 1.0
+    busy_poll_us: int = 0
+    busy_poll_budget: int = 64
 
     def __post_init__(self) -> None:
         for name in ("fill_size", "comp_size", "rx_size", "tx_size"):
@@ -128,6 +134,11 @@ class PortConfig:
             raise ConfigError(f"mode {self.mode!r} is unknown", hint='choose "auto", "copy" or "zero-copy"')
         if not 0 <= self.tx_budget < 1 << 31 or not self.bind_timeout >= 0:
             raise ConfigError(f"tx_budget {self.tx_budget} or bind_timeout {self.bind_timeout} is not possible")
+        if not 0 <= self.busy_poll_us < 1 << 31 or not 1 <= self.busy_poll_budget < 1 << 16:
+            raise ConfigError(
+                f"busy polling for {self.busy_poll_us} us with a budget of {self.busy_poll_budget} is not possible",
+                hint="choose 0 (off) or more microseconds, and a budget of 1 to 65535 packets",
+            )
         if self.transmit is True:
             object.__setattr__(self, "transmit", "auto")
         if self.transmit not in ("auto", "socket", "live", False):

@@ -8,26 +8,37 @@ want of room, and order is kept.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from afxdp_pool._native import ffi, lib
-from afxdp_pool.audit import Audit
-from afxdp_pool.batch import DESC, Batch
+from afxdp_pool.batch import Batch
 from afxdp_pool.binding import link_gone
 from afxdp_pool.config import check_batch
-from afxdp_pool.errors import AfXdpError, ConfigError, PoolClosedError, VerdictError, WrongThreadError
-from afxdp_pool.handlers import DROP, FORWARD, TX, Handler, write_verdicts
-from afxdp_pool.pool import FramePool
+from afxdp_pool.errors import (
+    AfXdpError,
+    ConfigError,
+    ForeignFrameError,
+    LinkGoneError,
+    PoolClosedError,
+    PoolError,
+    WrongThreadError,
+)
+from afxdp_pool.handlers import DROP, FORWARD, TX, Handler
+from afxdp_pool.handling import bad_verdicts, slices
 from afxdp_pool.port import Port
 from afxdp_pool.report import Report, make_report
-from afxdp_pool.stats import engine_stats
+from afxdp_pool.routes import Route, Template, mac
+from afxdp_pool.runner import Runner
+from afxdp_pool.stats import EngineStats, engine_stats
+from afxdp_pool.tuning import pinned
 
 #: Rounds without work before the worker sleeps, about 50 us: long enough to bridge the gaps between batches under load.
 SPIN = 1024
@@ -35,77 +46,11 @@ SPIN = 1024
 SLICE = 0.1
 #: How long packets under way may take to be sent and completed at the end of a run.
 DRAIN_WITHIN = 1.0
-_MAC_LENGTH = 6
+#: The same while batches that were handed over wait for room in a TX ring.
+SLICE_HANDING = 0.0005
 
 
-def mac(text: str | bytes) -> bytes:
-    """A MAC address as 6 bytes, from ``"02:00:00:00:00:01"`` or 6 bytes.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    try:
-        raw = (
-            bytes.fromhex(text.replace(":", "").replace("-", "")) if isinstance(text, str) else bytes(memoryview(text))
-        )
-    except (ValueError, TypeError):
-        raw = b""
-    if len(raw) != _MAC_LENGTH:
-        raise ConfigError(f"{text!r} is not a MAC address", hint="write it as 02:00:00:00:00:01")
-    return raw
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """What to change in the Ethernet header of a packet that is sent on.
-
-    Attributes:
-        swap: exchange source and destination address.
-        dst, src: set the destination, the source; 6 bytes or ``"02:00:00:00:00:01"``.
-    """
-
-    swap: bool = False
-    dst: str | bytes | None = None
-    src: str | bytes | None = None
-
-
-@dataclass(frozen=True)
-class Route:
-    """What the built-in loop does with one port's packets: a verdict, and a rewrite before they are sent."""
-
-    verdict: int = DROP
-    rewrite: Rewrite = field(default_factory=Rewrite)
-
-
-@dataclass(frozen=True)
-class Template:
-    """Packets for the tx path.
-
-    Attributes:
-        packets: sent in turn.
-        sequence_at: offset in bytes of a 64-bit big-endian number to count up in each packet; 0 for none.
-            With several packets each counts its own.
-        checksum_at: offset of the UDP checksum that covers it, right for number 0; kept right (RFC 1624). 0 for none.
-    """
-
-    packets: Sequence[bytes]
-    sequence_at: int = 0
-    checksum_at: int = 0
-
-    def __post_init__(self) -> None:
-        # Nobody can change them once they are checked.
-        object.__setattr__(self, "packets", tuple(memoryview(packet).tobytes() for packet in self.packets))
-        if not self.packets or not all(self.packets):
-            raise ConfigError("there is nothing to send", hint="give one packet or more, none of them empty")
-        shortest = min(map(len, self.packets))
-        ends = [at + size for at, size in ((self.sequence_at, 8), (self.checksum_at, 2)) if at]
-        if min(self.sequence_at, self.checksum_at) < 0 or max(ends, default=0) > shortest:
-            raise ConfigError(f"the sequence number or checksum lies beyond the packet of {shortest} bytes")
-        if self.sequence_at and self.checksum_at and (self.sequence_at - self.checksum_at) % 2:
-            raise ConfigError("sequence number and checksum do not share 16-bit words", hint="move one by a byte")
-
-
-class Forwarder:
+class Forwarder(Runner):
     """A worker's loop over ports.
 
     Args:
@@ -115,11 +60,13 @@ class Forwarder:
         handler: ``def handle(batch) -> verdicts``, called for each batch; see `afxdp_pool.handlers`.
         batch: most packets in a round, 1 to 1024.
         spin: rounds without work before the worker sleeps.
+        cpu: the CPU that the thread is pinned to while it runs; None: anywhere.
 
     Raises:
         ConfigError: no ports, ports on different Umems, routes to ports that do not exist.
 
-    Concurrency: `run` in one thread at a time, which owns the ports' pools while it runs. `stop` and `snapshot`: any.
+    Concurrency: `run` in one thread at a time, which owns the ports' pools while it runs. `stop`, `snapshot` and
+    `hand_over`: any.
     """
 
     def __init__(
@@ -130,10 +77,12 @@ class Forwarder:
         handler: Handler | None = None,
         batch: int = 64,
         spin: int = SPIN,
+        cpu: int | None = None,
     ) -> None:
         self.ports = list(ports)
         self.handler = handler
         self.batch = check_batch(batch)
+        self.cpu = cpu
         if not 0 <= spin < 1 << 32:
             raise ConfigError(f"{spin} rounds of spinning are not possible", hint="choose 0 to 2^32 - 1")
         if not self.ports:
@@ -151,6 +100,8 @@ class Forwarder:
         self._running = threading.Lock()
         self._runner = 0  # the thread that is in run()
         self._failure: BaseException | None = None
+        self._stopping = False
+        self._handed: deque[tuple[Batch, Port]] = deque()
         self._started = self._stopped = 0.0
         try:
             for port in self.ports:
@@ -216,12 +167,6 @@ class Forwarder:
         self._keep += [data, offsets, generator]
         self._engine.generator = generator
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     @property
     def native(self) -> Any:
         """The C engine, for the modules that call C.
@@ -232,11 +177,6 @@ class Forwarder:
         if self._engine is None:
             raise PoolClosedError("the forwarder is closed")
         return self._engine
-
-    @property
-    def pools(self) -> list[FramePool]:
-        """The pools its ports fill from."""
-        return list(dict.fromkeys(port.pool for port in self.ports))
 
     # Running ----------------------------------------------------------------------------------------------------
 
@@ -264,7 +204,8 @@ class Forwarder:
             raise ConfigError("the forwarder is running already")
         try:
             self._runner = threading.get_ident()
-            return self._run(duration, packets, on_tick)
+            with pinned(self.cpu, self.ports[0].name):
+                return self._run(duration, packets, on_tick)
         finally:
             self._runner = 0
             self._running.release()
@@ -275,13 +216,20 @@ class Forwarder:
         mine = [pool for pool in self.pools if not pool.owner_tid]
         end = lib.afp_now_ns() + int(min(max(duration, 0.0), 1e9) * 1e9) if duration is not None else 1 << 62
         engine.packet_limit = engine.received + packets if packets else 0
-        one_slice = self._run_handler if self.handler else lib.afp_engine_run
+        one_slice = slices(self.handler, engine, self.umem, self.ports) if self.handler else lib.afp_engine_run
         for pool in mine:
             pool.bind()
         self._started, self._stopped = time.monotonic(), 0.0
         try:
             while True:
-                why = one_slice(engine, min(end, lib.afp_now_ns() + int(SLICE * 1e9)))
+                longest = SLICE_HANDING if self._handed else SLICE
+                why = one_slice(engine, min(end, lib.afp_now_ns() + int(longest * 1e9)))
+                if why == lib.AFP_RAN_STOP and not self._stopping:
+                    lib.afp_engine_clear_stop(engine)  # first: what is handed over after this wakes it again
+                    if not self._stopping:
+                        why = lib.AFP_RAN_DEADLINE
+                if self._handed:
+                    self._send_handed()
                 if why != lib.AFP_RAN_DEADLINE:
                     break
                 self.umem.reap()
@@ -295,7 +243,7 @@ class Forwarder:
             self._raise_for(why)
         finally:
             lib.afp_engine_drain(engine, lib.afp_now_ns() + int(DRAIN_WITHIN * 1e9))
-            lib.afp_engine_clear_stop(engine)
+            self._forget_stop()
             for pool in mine:
                 if pool.state == "open" and pool.owner_tid == threading.get_native_id():
                     pool.collect()
@@ -303,30 +251,55 @@ class Forwarder:
             self._stopped = time.monotonic()
         return self.snapshot()
 
-    def _run_handler(self, engine: Any, end_ns: int) -> int:
-        handler = self.handler
-        assert handler is not None
-        # Views of the engine's memory; they keep it alive, should a handler keep one of them.
-        memory = ffi.buffer(engine)
-        descs = np.frombuffer(memory, DESC, lib.AFP_BATCH_MAX, ffi.offsetof("struct afp_engine", "descs"))
-        verdicts = np.frombuffer(memory, np.uint8, lib.AFP_BATCH_MAX, ffi.offsetof("struct afp_engine", "verdicts"))
-        data, ports, frame_size = self.umem.data, self.ports, self.umem.frame_size
-        while (why := lib.afp_engine_poll(engine, end_ns)) == lib.AFP_RAN_BATCH:
-            n = engine.busy_n
-            batch = Batch(descs[:n], data, ports[engine.busy_port], frame_size=frame_size)
-            write_verdicts(handler(batch), verdicts[:n])  # or it raises, and the drain drops the batch
-            self._require_ports()
-            bad = lib.afp_engine_dispatch(engine)
-            if bad:
-                raise VerdictError(
-                    f"the handler returned {bad} verdicts that lead to no port that sends; their packets were dropped",
-                    hint=f"this forwarder's ports are 0 to {len(ports) - 1}",
-                )
-            if engine.packet_limit and engine.received >= engine.packet_limit:
-                return int(lib.AFP_RAN_COUNT)
-            if lib.afp_now_ns() >= end_ns:
-                return int(lib.AFP_RAN_DEADLINE)
-        return int(why)
+    def hand_over(self, batch: Batch, port: Port) -> None:
+        """Let this worker send `batch` out of `port`, one of its own. Batches go in the order they were handed over.
+
+        For packets that another worker received and its handler kept: ``copy()`` the batch, return KEEP. It costs a
+        wake-up a batch. What the TX ring has no room for goes as soon as it has; what a run's end finds unsent waits
+        for the next run, or is put by `close()`.
+
+        Raises:
+            ConfigError: the port is not one of this forwarder that sends. ForeignFrameError: a batch of another Umem.
+            PoolClosedError: the forwarder is closed.
+
+        Concurrency: any thread. Ownership: the frames are the worker's; they come home to their own pool when sent.
+        A bad descriptor (see `Port.transmit`) ends the run with its error.
+        """
+        if port not in self.ports or not port.config.transmit:
+            raise ConfigError(f"{port.name} is no port of this forwarder that sends")
+        if batch.data is not self.umem.data:
+            raise ForeignFrameError("the batch is of another Umem")
+        engine = self.native
+        self._handed.append((batch, port))
+        lib.afp_engine_stop(engine)
+        if self._engine is None:  # closed meanwhile
+            self._put_handed()
+
+    def _send_handed(self) -> None:
+        """Send what was handed over, as far as there is room."""
+        while self._handed:
+            batch, port = self._handed.popleft()
+            try:
+                sent = port.transmit(batch)
+            except (PoolError, LinkGoneError) as error:
+                bad = isinstance(error, PoolError)  # one descriptor, which is given up
+                self._handed.appendleft((batch[error.done + bad :], port))
+                raise
+            if sent < len(batch):
+                self._handed.appendleft((batch[sent:], port))
+                return
+
+    def _put_handed(self) -> None:
+        """Nobody will send what was handed over."""
+        with contextlib.suppress(IndexError):
+            while self.umem._open:
+                with contextlib.suppress(PoolError):  # of a bad descriptor; the good ones are put
+                    self.umem.put(self._handed.popleft()[0])
+
+    def _forget_stop(self) -> None:
+        """A stop was obeyed, or came too late for a run that has ended."""
+        self._stopping = False
+        lib.afp_engine_clear_stop(self.native)
 
     def _require_ports(self) -> None:
         for port in self.ports:
@@ -337,6 +310,8 @@ class Forwarder:
         if why == lib.AFP_RAN_ERROR:
             failed = self.ports[engine.failed_port]
             raise link_gone(failed.name, int(failed.native.error))
+        if why == lib.AFP_RAN_VERDICT:
+            raise bad_verdicts(engine.bad_verdicts, len(self.ports))
         if why == lib.AFP_RAN_WRONG_THREAD:
             for pool in self.pools:
                 _ = pool.native  # raises when it was closed
@@ -360,6 +335,7 @@ class Forwarder:
 
     def stop(self) -> None:
         """End the run, soon. Concurrency: any thread, and signal handlers."""
+        self._stopping = True
         if self._engine is not None:
             lib.afp_engine_stop(self._engine)
 
@@ -368,7 +344,7 @@ class Forwarder:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-            lib.afp_engine_clear_stop(self.native)
+            self._forget_stop()
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -378,12 +354,16 @@ class Forwarder:
 
     def snapshot(self) -> Report:
         """What happened so far: every counter, and where the frames are. Concurrency: any thread."""
-        seconds = (self._stopped or time.monotonic()) - self._started if self._started else 0.0
-        return make_report(seconds, self.umem, self.ports, self.pools, engine_stats(self.native))
+        return make_report(self.seconds, self.umem, self.ports, self.pools, self.engine_stats())
 
-    def audit(self) -> Audit:
-        """Prove that every frame is accounted for. Concurrency: not while it runs."""
-        return self.umem.audit()
+    @property
+    def seconds(self) -> float:
+        """How long the last run took, or this one has. Concurrency: any thread."""
+        return (self._stopped or time.monotonic()) - self._started if self._started else 0.0
+
+    def engine_stats(self) -> EngineStats:
+        """What the loop did so far. Concurrency: any thread."""
+        return engine_stats(self.native)
 
     def close(self) -> None:
         """Stop, and close what it made: ports, pools, Umem. Idempotent. What was given to it stays open.
@@ -403,5 +383,6 @@ class Forwarder:
         with self._running:
             lib.afp_engine_fini(self._engine)
             self._engine = None
+        self._put_handed()
         for thing in reversed(self._owned):
             thing.close()

@@ -1,7 +1,8 @@
 """The three paths of the product, ready made: drop, forward (and reflect), tx; and the handler's way.
 
-Each function opens what it needs (a Umem, a pool, ports, XDP programs) and returns a `Forwarder` that owns all of it
-and closes it again. On an error nothing is left behind.
+Each function opens what it needs (a Umem, pools, ports, XDP programs) and returns a `Runner` that owns all of it and
+closes it again: a `Forwarder`, one loop over all queues, or with `Options.workers` a `Workers`, a loop in a thread of
+its own for each queue, or a few of them. Both have one interface. On an error nothing is left behind.
 """
 
 from __future__ import annotations
@@ -16,16 +17,22 @@ from afxdp_pool.binding import borrow_program, check_place, return_program
 from afxdp_pool.config import Mode, PortConfig, UmemConfig, check_batch
 from afxdp_pool.errors import AfXdpError, ConfigError
 from afxdp_pool.filters import Rule
-from afxdp_pool.forwarder import Forwarder, Rewrite, Route, Template
+from afxdp_pool.forwarder import SPIN, Forwarder
 from afxdp_pool.handlers import DROP, FORWARD, TX, Handler
 from afxdp_pool.live import LARGEST_UMEM
 from afxdp_pool.memory import BpfMemory
 from afxdp_pool.pool import FramePool
 from afxdp_pool.port import Port
 from afxdp_pool.program import XdpProgram
+from afxdp_pool.routes import Rewrite, Route, Template
+from afxdp_pool.runner import Runner
+from afxdp_pool.tuning import Napi
 from afxdp_pool.umem import Umem
+from afxdp_pool.workers import Workers
 
 log = logging.getLogger("afxdp_pool")
+#: Frames that may lie idle in a pool: its cache and its ring.
+_IDLE = 128 + 1024
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,14 @@ class Options:
         queues: queues of each device; queue i of one forwards to queue i of the other.
         frames: frames of the Umem; None: enough for the rings of all ports, rounded up to a power of two.
         frame_size, huge_pages: see `UmemConfig`.
+        workers: loops, each in a thread and with a pool of its own: a number, or ``"queues"`` for one a queue. The i-th
+            queue goes to worker i modulo their number. 1: one loop over all queues, in the thread that calls `run`.
+        cpus: the CPU each worker is pinned to, one a worker; None: anywhere.
         batch: most packets in a round.
-        port: rings and mode of each port.
+        spin: rounds without work before a worker sleeps.
+        threaded_napi, napi_defer_hard_irqs, gro_flush_timeout: set on the devices that receive, and put back at the
+            end; None leaves them alone. See `Napi`.
+        port: rings and mode of each port, busy polling.
         rules: which packets to take; none: all. The rest goes to the kernel's stack.
         xdp_mode: ``"auto"``, ``"native"`` or ``"generic"``.
         attach: ``"auto"``, ``"link"`` or ``"libxdp"``; see `XdpProgram`.
@@ -50,7 +63,13 @@ class Options:
     frames: int | None = None
     frame_size: int = 4096
     huge_pages: bool = False
+    workers: int | Literal["queues"] = 1
+    cpus: Sequence[int] | None = None
     batch: int = 64
+    spin: int = SPIN
+    threaded_napi: bool | None = None
+    napi_defer_hard_irqs: int | None = None
+    gro_flush_timeout: int | None = None
     port: PortConfig = PortConfig()  # noqa: RUF009 - frozen
     rules: Sequence[Rule] = ()
     xdp_mode: Literal["auto", "native", "generic"] = "auto"
@@ -63,6 +82,24 @@ class Options:
             raise ConfigError(f"queues {list(self.queues)} are not possible", hint="give each queue once")
         if self.frames is not None:
             UmemConfig(self.frames, self.frame_size)
+        if self.workers != "queues" and not (isinstance(self.workers, int) and 1 <= self.workers <= len(self.queues)):
+            raise ConfigError(
+                f"{self.workers!r} workers for {len(self.queues)} queues are not possible",
+                hint='choose 1 to the number of queues, or "queues"',
+            )
+        if self.cpus is not None and len(self.cpus) != len(self.queue_groups):
+            raise ConfigError(
+                f"{len(self.cpus)} CPUs for {len(self.queue_groups)} workers", hint="give one CPU a worker, or none"
+            )
+        for name in ("napi_defer_hard_irqs", "gro_flush_timeout"):
+            if not 0 <= (getattr(self, name) or 0) < 1 << 31:
+                raise ConfigError(f"{name} {getattr(self, name)} is not possible", hint="choose 0 to 2^31 - 1")
+
+    @property
+    def queue_groups(self) -> list[tuple[int, ...]]:
+        """The queues of each worker."""
+        workers = len(self.queues) if self.workers == "queues" else self.workers
+        return [tuple(self.queues[first::workers]) for first in range(workers)]
 
     def with_mode(self, mode: Mode) -> Options:
         """The same, with another socket mode."""
@@ -78,25 +115,30 @@ class _Place:
     config: PortConfig
 
 
-def drop(netdev: str, *, options: Options = Options()) -> Forwarder:
+@dataclass(frozen=True)
+class _Plan:
+    """What one worker gets: its ports and what becomes of their packets."""
+
+    places: Sequence[_Place]
+    routes: dict[int, Route]
+
+
+def drop(netdev: str, *, options: Options = Options()) -> Runner:
     """Receive on `netdev`, count, recycle.
 
     Raises:
         As `Port`.
     """
-    places = [_Place(netdev, queue, replace(options.port, transmit=False)) for queue in options.queues]
-    return _open(places, {index: Route(DROP) for index in range(len(places))}, options)
+    return _open(_each(netdev, options, replace(options.port, transmit=False), Route(DROP)), options)
 
 
-def reflect(netdev: str, *, swap_mac: bool = True, options: Options = Options()) -> Forwarder:
+def reflect(netdev: str, *, swap_mac: bool = True, options: Options = Options()) -> Runner:
     """Receive on `netdev` and send every packet back out of it, its MAC addresses swapped.
 
     Raises:
         As `Port`.
     """
-    places = [_Place(netdev, queue, options.port) for queue in options.queues]
-    route = Route(TX, Rewrite(swap=swap_mac))
-    return _open(places, {index: route for index in range(len(places))}, options)
+    return _open(_each(netdev, options, options.port, Route(TX, Rewrite(swap=swap_mac))), options)
 
 
 def forward(
@@ -106,7 +148,7 @@ def forward(
     both_ways: bool = False,
     rewrite: Rewrite = Rewrite(),  # noqa: B008
     options: Options = Options(),
-) -> Forwarder:
+) -> Runner:
     """Receive on `source`, send out of `target`; with `both_ways` the other way round as well.
 
     Frames are never copied: a frame received on one port comes home through the other's completion ring.
@@ -117,23 +159,38 @@ def forward(
     """
     receive_only = replace(options.port, transmit=options.port.transmit if both_ways else False)
     send_only = replace(options.port, receive=both_ways)
-    n = len(options.queues)
     if source == target:
-        if n != 2:
+        n = len(options.queues)
+        if n != 2 or options.workers != 1:
             raise ConfigError(
-                f"{source} cannot forward to itself with {n} queue{'s' * (n > 1)}",
-                hint="use reflect, or name two queues: the first forwards to the second",
+                f"{source} cannot forward to itself with {n} queue{'s' * (n > 1)} and {options.workers} workers",
+                hint="use reflect, or name two queues and one worker: the first forwards to the second",
             )
         first, second = options.queues
         places = [_Place(source, first, receive_only), _Place(source, second, send_only)]
-        n = 1
-    else:
-        places = [_Place(source, queue, receive_only) for queue in options.queues]
-        places += [_Place(target, queue, send_only) for queue in options.queues]
+        return _open([_Plan(places, _across(1, both_ways, rewrite))], options)
+    plans = []
+    for queues in options.queue_groups:
+        places = [_Place(source, queue, receive_only) for queue in queues]
+        places += [_Place(target, queue, send_only) for queue in queues]
+        plans.append(_Plan(places, _across(len(queues), both_ways, rewrite)))
+    return _open(plans, options)
+
+
+def _across(n: int, both_ways: bool, rewrite: Rewrite) -> dict[int, Route]:
+    """Routes from each of the first n ports to the one n further on; and back."""
     routes = {index: Route(FORWARD(n + index), rewrite) for index in range(n)}
     if both_ways:
         routes |= {n + index: Route(FORWARD(index), rewrite) for index in range(n)}
-    return _open(places, routes, options)
+    return routes
+
+
+def _each(netdev: str, options: Options, config: PortConfig, route: Route) -> list[_Plan]:
+    """The same for every queue of one device."""
+    return [
+        _Plan([_Place(netdev, queue, config) for queue in queues], {index: route for index in range(len(queues))})
+        for queues in options.queue_groups
+    ]
 
 
 def transmit(
@@ -152,7 +209,8 @@ def transmit(
     if len(options.queues) != 1:
         raise ConfigError("tx sends from one queue", hint="run one tx a queue")
     template = packets if isinstance(packets, Template) else Template(tuple(packets))
-    forwarder = _open([_Place(netdev, options.queues[0], replace(options.port, receive=False))], {}, options)
+    forwarder = _open([_Plan([_Place(netdev, options.queues[0], replace(options.port, receive=False))], {})], options)
+    assert isinstance(forwarder, Forwarder)
     try:
         forwarder._generate(template, count, rate)
     except BaseException:
@@ -161,64 +219,96 @@ def transmit(
     return forwarder
 
 
-def handle(netdevs: Sequence[str], handler: Handler, *, options: Options = Options()) -> Forwarder:
+def handle(netdevs: Sequence[str], handler: Handler, *, options: Options = Options()) -> Runner:
     """Receive on every device of `netdevs`, and do with each packet what `handler` says.
 
-    Ports are numbered device by device, queue by queue; `FORWARD(n)` sends out of port n.
+    Ports are numbered device by device, queue by queue, those of each worker from 0; `FORWARD(n)` sends out of port n
+    of the worker that received. With several workers `handler` is called from several threads, at any time, for
+    different batches: what it keeps between calls needs a lock. ``batch.port`` tells where the packets came from.
 
     Raises:
         As `Port`.
     """
-    places = [_Place(netdev, queue, options.port) for netdev in netdevs for queue in options.queues]
-    return _open(places, {}, options, handler)
+    plans = [
+        _Plan([_Place(netdev, queue, options.port) for netdev in netdevs for queue in queues], {})
+        for queues in options.queue_groups
+    ]
+    return _open(plans, options, handler)
 
 
-def _frames(places: Sequence[_Place], options: Options) -> int:
+def _frames(plans: Sequence[_Plan], options: Options) -> int:
     if options.frames is not None:
         return options.frames
+    places = [place for plan in plans for place in plan.places]
     needed = sum(place.config.frames_needed for place in places)
     needed += sum(place.config.tx_size for place in places if place.config.transmit)
+    needed += _IDLE * (len(plans) - 1)  # what lies idle in one pool is of no use to another
     return 1 << (needed - 1).bit_length()
 
 
-def _open(
-    places: Sequence[_Place], routes: dict[int, Route], options: Options, handler: Handler | None = None
-) -> Forwarder:
+def _open(plans: Sequence[_Plan], options: Options, handler: Handler | None = None) -> Runner:
+    places = [place for plan in plans for place in plan.places]
     for place in places:
         check_place(place.netdev, place.queue, options.netns)
+    netdevs = dict.fromkeys(place.netdev for place in places)
     with contextlib.ExitStack() as undo:
-        frames = _frames(places, options)
+        frames = _frames(plans, options)
         memory, refused = _visible_memory(frames * options.frame_size, places, options)
         umem = undo.enter_context(
             Umem(frames, frame_size=options.frame_size, huge_pages=options.huge_pages, memory=memory)
         )
-        pool = undo.enter_context(FramePool(umem))
-        programs = {
-            netdev: undo.enter_context(_program(netdev, options))
-            for netdev in dict.fromkeys(place.netdev for place in places if place.config.receive)
-        }
-        ports = [
+        pools = [undo.enter_context(FramePool(umem)) for _ in plans]
+        receiving = {place.netdev for place in places if place.config.receive}
+        programs = {netdev: undo.enter_context(_program(netdev, options)) for netdev in netdevs if netdev in receiving}
+        workers = [
+            [
+                undo.enter_context(
+                    Port(
+                        pool,
+                        place.netdev,
+                        place.queue,
+                        config=place.config,
+                        netns=options.netns,
+                        program=programs.get(place.netdev),
+                        paused=True,
+                    )
+                )
+                for place in plan.places
+            ]
+            for plan, pool in zip(plans, pools, strict=True)
+        ]
+        for netdev in receiving:
             undo.enter_context(
-                Port(
-                    pool,
-                    place.netdev,
-                    place.queue,
-                    config=place.config,
-                    netns=options.netns,
-                    program=programs.get(place.netdev),
-                    paused=True,
+                Napi(
+                    netdev,
+                    options.netns,
+                    threaded=options.threaded_napi,
+                    napi_defer_hard_irqs=options.napi_defer_hard_irqs,
+                    gro_flush_timeout=options.gro_flush_timeout,
                 )
             )
-            for place in places
-        ]
         # All at once: the first port's packets do not wait while the others are still being opened.
-        for port in ports:
-            port.resume()
-        forwarder = Forwarder(ports, routes, handler=handler, batch=options.batch)
-        forwarder._owned = [undo.pop_all()]
+        for ports in workers:
+            for port in ports:
+                port.resume()
+        forwarders = [
+            undo.enter_context(
+                Forwarder(
+                    ports,
+                    plan.routes,
+                    handler=handler,
+                    batch=options.batch,
+                    spin=options.spin,
+                    cpu=options.cpus[number] if options.cpus is not None else None,
+                )
+            )
+            for number, (plan, ports) in enumerate(zip(plans, workers, strict=True))
+        ]
+        runner = forwarders[0] if len(forwarders) == 1 else Workers(forwarders)
+        runner._owned = [undo.pop_all()]
     if refused is not None:
         log.warning("no memory that BPF programs can see, so ports send by their sockets alone: %s", refused)
-    return forwarder
+    return runner
 
 
 def _visible_memory(

@@ -31,6 +31,29 @@ class PortReport:
 
 
 @dataclass(frozen=True)
+class WorkerReport:
+    """One of several workers.
+
+    Attributes:
+        name: ``"worker 0"``, and so on.
+        cpu: where its thread runs; None: anywhere.
+        ports: the names of its ports.
+        seconds: how long it ran.
+        received, sent, completed: packets of its ports.
+        engine: what its loop did.
+    """
+
+    name: str
+    cpu: int | None
+    ports: tuple[str, ...]
+    seconds: float
+    received: int
+    sent: int
+    completed: int
+    engine: EngineStats
+
+
+@dataclass(frozen=True)
 class Report:
     """A forwarder's counters.
 
@@ -38,8 +61,9 @@ class Report:
         seconds: how long it ran.
         ports: one report a port.
         pools: one set of page_pool counters a pool.
-        engine: what the loop did.
+        engine: what the loop did; of several workers, the sums.
         frames: frames in each state.
+        workers: one report a worker; empty when there is one loop.
     """
 
     seconds: float
@@ -47,6 +71,7 @@ class Report:
     pools: tuple[PoolStats, ...]
     engine: EngineStats
     frames: dict[str, int]
+    workers: tuple[WorkerReport, ...] = ()
 
     @property
     def received(self) -> int:
@@ -85,6 +110,7 @@ def make_report(
     ports: Sequence[Port],
     pools: Sequence[FramePool],
     engine: EngineStats,
+    workers: tuple[WorkerReport, ...] = (),
 ) -> Report:
     """Read all counters of a forwarder's parts. Concurrency: any thread."""
     return Report(
@@ -104,4 +130,5 @@ def make_report(
         tuple(pool.stats() for pool in pools),
         engine,
         umem.count_states(),
+        workers,
     )

@@ -6,6 +6,7 @@ page_pool_stats`` (include/net/page_pool/types.h), the socket's those of ``struc
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -140,6 +141,12 @@ class EngineStats(_Counters):
     forwarded: int
     kept: int
     refused: int
+
+    @classmethod
+    def sum(cls, parts: Iterable[EngineStats]) -> EngineStats:
+        """The sums of several loops' counters."""
+        every = list(parts)
+        return cls(**{field.name: sum(getattr(part, field.name) for part in every) for field in fields(cls)})
 
 
 def pool_stats(pool: Any) -> PoolStats:

@@ -6,6 +6,7 @@ in exactly one state and has exactly one owner; `audit()` proves it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import weakref
@@ -165,16 +166,21 @@ class Umem:
     def reap(self, now: float | None = None) -> list[FramePool]:
         """Let closed pools take in what has come home; the pools that still wait for frames.
 
-        Called by a running forwarder about ten times a second. A pool that waits is warned about a minute after it was
-        closed, and every minute from then (as page_pool_release_retry() in net/core/page_pool.c).
+        Called by every running forwarder, about ten times a second. A pool that waits is warned about a minute after it
+        was closed, and every minute from then (as page_pool_release_retry() in net/core/page_pool.c).
 
         Args:
             now: the time, in seconds since boot; for tests.
+
+        Concurrency: any thread.
         """
         lib.afp_table_reap(self.table)
-        self._detached = [pool for pool in self._detached if pool.state == "detached"]
+        for pool in list(self._detached):
+            if pool.state != "detached":
+                with contextlib.suppress(ValueError):  # another thread that reaps was faster
+                    self._detached.remove(pool)
         now = time.clock_gettime(time.CLOCK_BOOTTIME) if now is None else now
-        for pool in self._detached:
+        for pool in list(self._detached):
             assert pool.detached_at is not None
             minutes = int((now - pool.detached_at) / WARN_EVERY)
             if minutes > pool.warned:

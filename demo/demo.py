@@ -31,7 +31,7 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def watch(forwarder: ap.Forwarder, title: str, seconds: float, load: Callable[[], None]) -> tuple[ap.Report, Recorder]:
+def watch(forwarder: ap.Runner, title: str, seconds: float, load: Callable[[], None]) -> tuple[ap.Report, Recorder]:
     """Run the forwarder in its thread and `load` beside it, while every frame's state is recorded."""
     recorder = Recorder(forwarder.umem, title)
     forwarder.start()
@@ -44,7 +44,7 @@ def watch(forwarder: ap.Forwarder, title: str, seconds: float, load: Callable[[]
     return forwarder.join(), recorder
 
 
-def settle(forwarder: ap.Forwarder, recorder: Recorder) -> None:
+def settle(forwarder: ap.Runner, recorder: Recorder) -> None:
     """Prove that no frame is lost: first with the ports open, then with everything handed back."""
     umem, pools = forwarder.umem, forwarder.pools
     say(f"    audit:   {umem.audit().check()}")

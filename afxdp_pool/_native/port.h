@@ -43,6 +43,7 @@ struct afp_port {
 	uint32_t fill_level; /* frames to keep with the kernel */
 	int fd;              /* -1: rings in plain memory */
 	int error;           /* errno of the last kick that failed for good */
+	bool busy_poll;      /* the socket's calls run the driver's NAPI: they are made in every round */
 	struct xsk_ring_prod fill, tx;
 	struct xsk_ring_cons rx, comp;
 	struct afp_live *live; /* NULL: everything goes by the socket */
@@ -60,10 +61,11 @@ struct afp_port_config {
 	uint32_t fill_size, comp_size, rx_size, tx_size; /* rx_size or tx_size 0: no such ring */
 	uint32_t bind_flags;                             /* XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP */
 	uint32_t tx_budget;                              /* descriptors a sendto() may handle in copy mode; 0 = kernel's 32 */
+	int busy_poll_us, busy_poll_budget;              /* us 0: no busy polling */
 };
 
 /* What afp_port_open() was doing when it failed. */
-enum afp_stage { AFP_STAGE_NONE, AFP_STAGE_TABLE, AFP_STAGE_UMEM, AFP_STAGE_BIND };
+enum afp_stage { AFP_STAGE_NONE, AFP_STAGE_TABLE, AFP_STAGE_UMEM, AFP_STAGE_BIND, AFP_STAGE_BUSY_POLL };
 
 enum afp_port_stat {
 	P_FILL, P_RX, P_RX_BYTES, P_RX_BAD, P_TX, P_TX_BYTES, P_COMPLETED, P_COMP_BAD,
@@ -95,7 +97,9 @@ uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, 
 uint32_t afp_port_complete(struct afp_port *port, uint32_t n);
 /* Tell the kernel that there is something to send. 0, or a negative errno that will not go away by trying again. */
 int afp_port_kick(struct afp_port *port);
-int afp_socket_kick(struct afp_port *port); /* the same for what is in the TX ring */
+/* The same for what is in the TX ring, and in COMPLETION. */
+int afp_socket_kick(struct afp_port *port);
+uint32_t afp_socket_complete(struct afp_port *port, uint32_t n);
 /* Frames this port had sent come home, their addresses first in the entries of a ring; how many did. Fewer: no memory to post. */
 uint32_t afp_port_come_home(struct afp_port *port, const struct xdp_desc *ring, uint32_t mask, uint32_t index, uint32_t n);
 void afp_port_wake_rx(struct afp_port *port);

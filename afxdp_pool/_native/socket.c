@@ -6,6 +6,11 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#ifndef SO_PREFER_BUSY_POLL /* Linux 5.11 */
+#define SO_PREFER_BUSY_POLL 69
+#define SO_BUSY_POLL_BUDGET 70
+#endif
+
 /* Kicks ----------------------------------------------------------------------------------------------------------------- */
 
 int afp_port_kick(struct afp_port *port)
@@ -15,7 +20,10 @@ int afp_port_kick(struct afp_port *port)
 
 int afp_socket_kick(struct afp_port *port)
 {
-	if (port->fd < 0 || !port->tx.ring || !ring_pending(&port->tx) || !xsk_ring_prod__needs_wakeup(&port->tx))
+	if (port->fd < 0 || !port->tx.ring || !ring_pending(&port->tx))
+		return 0;
+	/* Under busy polling the call is what runs the driver, whether it asked to be woken or not. */
+	if (!port->busy_poll && !xsk_ring_prod__needs_wakeup(&port->tx))
 		return 0;
 	bump(&port->stat[P_KICKS], 1);
 	if (likely(sendto(port->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) >= 0))
@@ -38,7 +46,7 @@ int afp_socket_kick(struct afp_port *port)
 
 void afp_port_wake_rx(struct afp_port *port)
 {
-	if (port->fd < 0 || !port->rx.ring || !xsk_ring_prod__needs_wakeup(&port->fill))
+	if (port->fd < 0 || !port->rx.ring || !(port->busy_poll || xsk_ring_prod__needs_wakeup(&port->fill)))
 		return;
 	bump(&port->stat[P_RX_KICKS], 1);
 	(void)!recvfrom(port->fd, NULL, 0, MSG_DONTWAIT, NULL, NULL);
@@ -95,6 +103,20 @@ static void close_socket(struct afp_port *port)
 	afp_port_reclaim(port);
 }
 
+/* Let the socket's calls run the driver's NAPI (Documentation/networking/af_xdp.rst, napi.rst). 0 or a negative errno.
+ * The calls here never wait, so `us` above 0 only turns it on: each polls once, up to `budget` packets. */
+static int set_busy_poll(int fd, int us, int budget)
+{
+	const struct { int name, value; } options[] = {
+		{SO_PREFER_BUSY_POLL, 1}, {SO_BUSY_POLL, us}, {SO_BUSY_POLL_BUDGET, budget},
+	};
+
+	for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++)
+		if (setsockopt(fd, SOL_SOCKET, options[i].name, &options[i].value, sizeof(int)))
+			return -errno;
+	return 0;
+}
+
 int afp_port_open(struct afp_port *port, const struct afp_port_config *c, int *stage)
 {
 	struct afp_table *t = port->table;
@@ -138,6 +160,15 @@ int afp_port_open(struct afp_port *port, const struct afp_port_config *c, int *s
 		uint32_t budget = c->tx_budget < c->tx_size ? c->tx_budget : c->tx_size;
 		(void)!setsockopt(port->fd, SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &budget, sizeof(budget));
 	}
+	if (c->busy_poll_us) {
+		*stage = AFP_STAGE_BUSY_POLL;
+		err = set_busy_poll(port->fd, c->busy_poll_us, c->busy_poll_budget);
+		if (err) {
+			close_socket(port);
+			return err;
+		}
+		port->busy_poll = true;
+	}
 	*stage = AFP_STAGE_NONE;
 	return 0;
 }
@@ -178,6 +209,8 @@ void afp_port_close(struct afp_port *port)
 	/* Completions that are there already are worth more than a reclaim: they are counted as sent. */
 	while (afp_port_complete(port, AFP_REFILL))
 		;
+	if (port->live)
+		afp_live_forget(port->live);
 	close_socket(port);
 }
 

@@ -10,11 +10,13 @@ import argparse
 import ipaddress
 import socket
 from collections.abc import Callable
+from typing import Literal
 
 from afxdp_pool import Options, PortConfig, Rule, __version__
 from afxdp_pool.config import Mode
 from afxdp_pool.errors import ConfigError
-from afxdp_pool.forwarder import mac
+from afxdp_pool.forwarder import SPIN
+from afxdp_pool.routes import mac
 from afxdp_pool.testing import packets
 
 _PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "gre": 47, "esp": 50, "icmpv6": 58, "ospf": 89, "sctp": 132}
@@ -129,6 +131,26 @@ def rule(text: str) -> Rule:
     return _rule(**fields)
 
 
+def cpu_list(text: str) -> tuple[int, ...]:
+    """CPUs from ``"0,2,4-7"``."""
+    cpus: list[int] = []
+    for part in text.split(","):
+        first, to, last = part.partition("-")
+        try:
+            start, end = int(first), int(last if to else first)
+        except ValueError:
+            start, end = 0, -1
+        if not 0 <= start <= end < 1 << 16:
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of CPUs such as 0,2 or 0-3")
+        cpus += range(start, end + 1)
+    return tuple(cpus)
+
+
+def worker_count(text: str) -> int | Literal["queues"]:
+    """A number of workers, or ``"queues"``."""
+    return "queues" if text == "queues" else count(text)
+
+
 def _rule(**fields: int | str | None) -> Rule:
     try:
         return Rule(**fields)  # type: ignore[arg-type]
@@ -164,8 +186,34 @@ def options(args: argparse.Namespace) -> Options:
         frame_size=args.frame_size,
         huge_pages=args.huge_pages,
         batch=args.batch,
-        port=PortConfig(mode=mode, transmit=getattr(args, "transmit", "auto")),
+        spin=SPIN if args.spin is None else args.spin,
+        workers=args.workers,
+        cpus=args.cpus,
+        threaded_napi=args.threaded_napi,
+        napi_defer_hard_irqs=args.napi_defer_hard_irqs,
+        gro_flush_timeout=args.gro_flush_timeout,
+        port=_port(mode, args),
         **filled,  # type: ignore[arg-type]
+    )
+
+
+def _port(mode: Mode, args: argparse.Namespace) -> PortConfig:
+    default = PortConfig()
+    ring = default.rx_size if args.ring_size is None else args.ring_size
+    fill_size = 2 * ring
+    level = min(default.fill_level, fill_size) if args.fill_level is None else args.fill_level
+    while 0 < fill_size < level:
+        fill_size *= 2
+    return PortConfig(
+        mode=mode,
+        transmit=getattr(args, "transmit", "auto"),
+        fill_size=fill_size,
+        comp_size=ring,
+        rx_size=ring,
+        tx_size=ring,
+        fill_level=level,
+        busy_poll_us=args.busy_poll or 0,
+        busy_poll_budget=args.busy_poll_budget,
     )
 
 
@@ -240,6 +288,20 @@ def _add_path(command: argparse.ArgumentParser, *, receives: bool = True, sends:
     memory.add_argument("--frame-size", metavar="BYTES", type=count, default=4096, help="2048 or 4096 (default)")
     memory.add_argument("--batch", metavar="N", type=count, default=64, help="most packets in a round; default 64")
     memory.add_argument("--huge-pages", action="store_true", help="2 MB pages, if there are enough")
+
+    loop = command.add_argument_group("loop", "see docs/workers.md for what pays when")
+    add = loop.add_argument
+    add("--workers", metavar="N", type=worker_count, default=1,
+        help='threads, each with its share of the queues; "queues": one a queue. Default 1')  # fmt: skip
+    add("--cpus", metavar="LIST", type=cpu_list, help="pin the workers, one CPU each, such as 2,3 or 4-7")
+    add("--spin", metavar="ROUNDS", type=count, help=f"rounds without work before a worker sleeps; default {SPIN}")
+    add("--ring-size", metavar="N", type=count, help="entries of RX, TX and COMPLETION, half of FILL's; default 2048")
+    add("--fill-level", metavar="N", type=count, help="frames to keep in FILL; default 2048")
+    add("--busy-poll", metavar="US", type=count, help="the worker runs the driver itself (SO_BUSY_POLL); 0 is off")
+    add("--busy-poll-budget", metavar="N", type=count, default=64, help="packets of one such run; default 64")
+    add("--threaded-napi", action=argparse.BooleanOptionalAction, help="the driver in kernel threads, while it runs")
+    add("--napi-defer-hard-irqs", metavar="N", type=count, help="set while it runs; with --busy-poll, such as 2")
+    add("--gro-flush-timeout", metavar="NS", type=count, help="set while it runs; with --busy-poll, such as 200000")
 
     mode = command.add_argument_group("mode", "default: the best the driver has")
     socket_mode = mode.add_mutually_exclusive_group()

@@ -12,6 +12,7 @@ from afxdp_pool import netdev as netdevs
 from afxdp_pool.cli.finding import Finding
 from afxdp_pool.errors import AfXdpError, NoSuchInterfaceError
 from afxdp_pool.netdev import Netdev, XdpFeature
+from afxdp_pool.tuning import tuned, untune
 
 _HEADERS = 14 + 4  # Ethernet and one VLAN tag
 _SIOCETHTOOL = 0x8946
@@ -32,6 +33,7 @@ def examine(name: str, netns: str | None) -> list[Finding]:
     found = [_up(place, prefix), _driver(place, prefix), _mtu(place, prefix), *_features(place)]
     with netdevs.in_netns(netns):
         found += [_hook(place), _offloads(place, prefix)]
+    found += _napi(place)
     if place.driver == "veth":
         found.append(_veth())
     return found
@@ -112,6 +114,18 @@ def _offloads(place: Netdev, prefix: str) -> Finding:
         text = "tx checksum is on: packets of this machine's own stack carry none over a veth"
         return Finding("offloads", "warn", text, fix)
     return Finding("offloads", "ok", "none that hurts")
+
+
+def _napi(place: Netdev) -> list[Finding]:
+    """NAPI values that are not as drivers leave them: wanted by somebody, or left by a killed process."""
+    values = tuned(place.name, place.netns)
+    if values is None:
+        return [Finding("NAPI", "ok", "only root can read its values (CAP_SYS_ADMIN)")]
+    found = [
+        Finding("NAPI", "warn", f"{name} is {value}, in use or left behind", untune(place.name, place.netns, name))
+        for name, value in values.items()
+    ]
+    return found or [Finding("NAPI", "ok", "as the driver left it")]
 
 
 def _veth() -> Finding:

@@ -134,13 +134,21 @@ def summary(args: argparse.Namespace, outcome: Outcome) -> list[str]:
         "completed": (report.completed, 0),
     }
     for name, (packets, octets) in sums.items():
-        if ("rx" if name == "received" else "tx") not in ways(args.command):
+        if _way(name) not in ways(args.command):
             continue
         line = f"  {name:9} {packets:>15,} packets  {scaled(packets / seconds, 'pps'):>10}"
         lines.append(line + (f"  {scaled(octets * 8 / seconds, 'bit/s'):>12}" if octets else ""))
+    for worker in report.workers:
+        where = f" on CPU {worker.cpu}" if worker.cpu is not None else ""
+        moved = ", ".join(f"{name} {getattr(worker, name):,}" for name in sums if _way(name) in ways(args.command))
+        lines.append(f"  {worker.name}{where}: {moved}")
     lines += [f"  {text}" for text in troubles(report)]
     lines.append(f"  {outcome.proof}")
     return lines
+
+
+def _way(name: str) -> str:
+    return "rx" if name == "received" else "tx"
 
 
 def troubles(report: Report) -> list[str]:

@@ -40,10 +40,10 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self._forwarder: ap.Forwarder | None = None
+        self._forwarder: ap.Runner | None = None
         self._before: dict[signal.Signals, object] = {}
 
-    def stops(self, forwarder: ap.Forwarder | None) -> None:
+    def stops(self, forwarder: ap.Runner | None) -> None:
         """From now on a signal stops this forwarder; one that came already does so at once."""
         self._forwarder = forwarder
         if forwarder is not None and self.received:
@@ -68,7 +68,7 @@ class Signals:
 class Worker:
     """The thread a forwarder runs in. `done` is set when the loop has ended, well or not."""
 
-    def __init__(self, forwarder: ap.Forwarder, duration: float | None) -> None:
+    def __init__(self, forwarder: ap.Runner, duration: float | None) -> None:
         self.forwarder = forwarder
         self.done = threading.Event()
         self.failure: BaseException | None = None
@@ -93,7 +93,7 @@ class Worker:
             self._thread.join(0.1)
 
 
-def open_path(args: argparse.Namespace) -> ap.Forwarder:
+def open_path(args: argparse.Namespace) -> ap.Runner:
     """Open what the command needs.
 
     Raises:
@@ -111,7 +111,7 @@ def open_path(args: argparse.Namespace) -> ap.Forwarder:
     return ap.transmit(args.interface, template, count=number, rate=args.rate, options=options)
 
 
-def prove(forwarder: ap.Forwarder) -> Proof:
+def prove(forwarder: ap.Runner) -> Proof:
     """Audit the frames, close ports and pools, and audit again: then all of them must be back in the Umem."""
     pools = forwarder.pools
     stopped = forwarder.audit()
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _watch(
-    args: argparse.Namespace, forwarder: ap.Forwarder, view: View, look: Callable[[], None], signals: Signals
+    args: argparse.Namespace, forwarder: ap.Runner, view: View, look: Callable[[], None], signals: Signals
 ) -> BaseException | None:
     """Run and show until it ends. Returns what ended it, if that was an error."""
     meter = Meter()

@@ -77,15 +77,17 @@ def compose(picture: Picture, columns: int, rows: int, *, colour: bool) -> list[
     report = picture.report
     head: Line = [(" afxdp-pool ", "1;7"), (f" {picture.title}", BOLD)]
     lines = [draw.spread(head, [(f"{clock(report.seconds)} ", BOLD)], columns), []]
-    room = rows - len(lines) - _BELOW
+    workers = _worker_lines(picture)[: rows // 4]
+    below = _BELOW + len(workers)
+    room = rows - len(lines) - below
     if room >= _BLOCK * len(picture.shapes) - sum(len(shape.sizes) < 4 for shape in picture.shapes):
         for index in range(len(picture.shapes)):
             lines += _port_block(picture, index, columns)
     else:
         lines += _port_table(picture, max(room, 2))
-    if len(lines) + _BELOW < rows:
+    if len(lines) + below < rows:
         lines.append([])
-    lines.append(_pool_line(report))
+    lines += [*workers, _pool_line(report)]
     lines.append([(" frames  ", BOLD), *draw.shares(report.frames, columns - 10, colour=colour)])
     lines.append([("         ", ""), *draw.legend(report.frames, colour=colour)])
     map_rows = rows - len(lines) - 2
@@ -176,18 +178,41 @@ def _port_table(picture: Picture, room: int) -> list[Line]:
     return lines
 
 
+def _worker_lines(picture: Picture) -> list[Line]:
+    """A line a worker, when there are several: where it runs, what it moves, and how often it slept."""
+    lines: list[Line] = []
+    at = 0
+    for worker in picture.report.workers:
+        rates = picture.rates[at : at + len(worker.ports)]
+        at += len(worker.ports)
+        rx, tx = (scaled(sum(getattr(rate, f"{name}_pps") for rate in rates), "pps") for name in ("rx", "tx"))
+        where = f"CPU {worker.cpu}" if worker.cpu is not None else ""
+        idle = worker.engine.idle_rounds / worker.engine.rounds if worker.engine.rounds else 0.0
+        line: Line = [(f" {worker.name:<10}", BOLD), (f"{where:<7}", DIM), (" rx ", _RX), (f"{rx:>11}", BOLD)]
+        line += [(" tx ", _TX), (f"{tx:>11}", BOLD)]
+        lines.append([*line, (f"  {idle:4.0%} idle, {worker.engine.sleeps:,} sleeps", DIM)])
+    return lines
+
+
 def _pool_line(report: ap.Report) -> Line:
-    line: Line = []
-    for number, pool in enumerate(report.pools):
-        put = pool.recycle_cached + pool.recycle_ring + pool.recycle_ring_full
-        name = " pool    " if len(report.pools) == 1 else f" pool {number}  "
-        line.append((name, BOLD))
-        if put:
-            line.append((f"{pool.recycle_cached / put:.1%} recycled in cache", _GOOD))
-            line.append((" · ", DIM))
-        line.append((f"hold {pool.hold_cnt:,} - release {pool.release_cnt:,} = {pool.inflight:,} frames owned", ""))
-        if pool.alloc_failed:
-            line.append((f" · ran dry {pool.alloc_failed:,} times", YELLOW))
+    """The pool; of several, their sums."""
+    put, cached, failed, inflight = 0, 0, 0, 0
+    for pool in report.pools:
+        put += pool.recycle_cached + pool.recycle_ring + pool.recycle_ring_full
+        cached += pool.recycle_cached
+        failed += pool.alloc_failed
+        inflight += pool.inflight
+    line: Line = [(" pool    " if len(report.pools) == 1 else f" {len(report.pools)} pools ", BOLD)]
+    if put:
+        line += [(f"{cached / put:.1%} recycled in cache", _GOOD), (" · ", DIM)]
+    if len(report.pools) == 1:
+        (pool,) = report.pools
+        line.append((f"hold {pool.hold_cnt:,} - release {pool.release_cnt:,} = {inflight:,} frames owned", ""))
+    else:
+        remote = sum(pool.remote_frames for pool in report.pools)
+        line.append((f"{inflight:,} frames owned · {remote:,} from other threads", ""))
+    if failed:
+        line.append((f" · ran dry {failed:,} times", YELLOW))
     return line
 
 
@@ -202,7 +227,7 @@ class Screen(View):
         self._colour = not os.environ.get("NO_COLOR")
         self._keyboard: list[Any] | None = None
 
-    def of(self, forwarder: ap.Forwarder) -> Self:
+    def of(self, forwarder: ap.Runner) -> Self:
         """Show this forwarder, whose ports are open."""
         self._shapes = [Shape.of(port) for port in forwarder.ports]
         self._umem = forwarder.umem

@@ -23,7 +23,7 @@ class View:
 
     every = 0.5
 
-    def of(self, forwarder: ap.Forwarder) -> Self:
+    def of(self, forwarder: ap.Runner) -> Self:
         """Say what it will show; before `with`."""
         return self
 

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
@@ -30,6 +29,7 @@ from afxdp_pool.netdev import in_netns
 from afxdp_pool.resident import Resident
 from afxdp_pool.testing import packets
 from afxdp_pool.testing.lab import LabLink
+from afxdp_pool.tuning import pinned
 
 _CONFIG = struct.Struct(f"={packets.HEAD}sIIII")  # struct source_config
 _STATE = struct.Struct("=QQII")  # struct source_state
@@ -144,7 +144,7 @@ class Source:
         before = _xmit(self.link)
         first = self._sent()
         wanted = (1 << 62) if count is None else count
-        with in_netns(self.link.netns), _pinned(self.cpu):
+        with in_netns(self.link.netns), pinned(self.cpu, "the source"):
             start = time.monotonic()
             end = start + seconds if seconds is not None else float("inf")
             while (sent := self._sent() - first) < wanted and not (stop and stop.is_set()):
@@ -314,20 +314,3 @@ def helper_main() -> None:
 
 def _xmit(link: LabLink) -> int:
     return link.counters().get("tx_xdp_xmit", 0)
-
-
-@contextlib.contextmanager
-def _pinned(cpu: int | None) -> Iterator[None]:
-    """This thread on one CPU, and back to where it was allowed before."""
-    if cpu is None:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, {cpu})
-    except OSError as error:
-        raise ConfigError(subject=f"CPU {cpu}", doing="pinning the source", errno=error.errno or 0) from error
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

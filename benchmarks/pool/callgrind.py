@@ -55,17 +55,23 @@ def instructions(
     Raises:
         subprocess.CalledProcessError: the program found an error, such as a frame that did not come home.
     """
+    options = ("--subject", subject, "--bulk", str(bulk), "--callgrind", "--rounds", str(rounds), case)
+    return counted(str(HERE / "build" / program), *options)
+
+
+def counted(*command: str) -> Instructions:
+    """Count the instructions a program spends in `measured()`, by each frame that it says it has ``"moved"``.
+
+    Raises:
+        subprocess.CalledProcessError: the program found an error.
+    """
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "callgrind.out"
-        command = [
-            *("valgrind", "--quiet", "--tool=callgrind", f"--callgrind-out-file={output}", "--toggle-collect=measured"),
-            *(str(HERE / "build" / program), "--subject", subject, "--bulk", str(bulk)),
-            *("--callgrind", "--rounds", str(rounds), case),
-        ]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        tool = ("--quiet", "--tool=callgrind", f"--callgrind-out-file={output}", "--toggle-collect=measured")
+        done = subprocess.run(["valgrind", *tool, *command], check=True, capture_output=True, text=True, timeout=120)
         moved = re.search(r'"moved": (\d+)', done.stdout)
         if moved is None:
-            raise RuntimeError(f"{program} gave no count: {done.stdout}")
+            raise RuntimeError(f"{command[0]} gave no count: {done.stdout}")
         return _read(output.read_text(), int(moved.group(1)))
 
 

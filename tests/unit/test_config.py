@@ -54,6 +54,12 @@ def test_modes_and_directions_that_mean_nothing() -> None:
         PortConfig(receive=False, transmit=False)
 
 
+@pytest.mark.parametrize(("us", "budget"), [(-1, 64), (1 << 31, 64), (20, 0), (20, 1 << 16)])
+def test_busy_polling_that_the_kernel_cannot_do(us: int, budget: int) -> None:
+    with pytest.raises(ConfigError, match="1 to 65535"):
+        PortConfig(busy_poll_us=us, busy_poll_budget=budget)
+
+
 def test_configurations_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         PortConfig().fill_size = 8  # type: ignore[misc]

@@ -29,7 +29,7 @@ from afxdp_pool import (
     Template,
     WrongThreadError,
 )
-from afxdp_pool.forwarder import mac
+from afxdp_pool.routes import mac
 from afxdp_pool.testing.rings import FakeKernel
 
 

@@ -31,7 +31,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     return True
 
 
-def close_and_audit(forwarder: ap.Forwarder) -> None:
+def close_and_audit(forwarder: ap.Runner) -> None:
     """Every frame is accounted for with the ports open, and home once they are closed."""
     umem, pools = forwarder.umem, forwarder.pools
     umem.audit().check()
@@ -104,7 +104,7 @@ def test_overload_loses_only_where_the_kernel_counts(lab: Lab) -> None:
     close_and_audit(forwarder)
 
 
-def quiet(forwarder: ap.Forwarder) -> bool:
+def quiet(forwarder: ap.Runner) -> bool:
     now = forwarder.snapshot()
     return now.received == now.completed and now.ports[0].rings["rx"] == 0
 

@@ -1,0 +1,214 @@
+"""What is set outside the sockets: a network device's NAPI, and the CPU a thread runs on. Each is put back at the end.
+
+A `Napi` owns the values it changed. They are the device's, in sysfs, so they outlive a process that is killed: `tuned`
+tells what is not as a driver leaves it, and `afxdp-pool doctor` and `clean` say how to put it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import logging
+import os
+from collections.abc import Iterator
+from typing import Self
+
+from afxdp_pool.errors import AfXdpError, ConfigError, ModeUnsupportedError, PrivilegeError
+from afxdp_pool.netdev import in_netns
+
+log = logging.getLogger("afxdp_pool")
+
+#: The files of /sys/class/net/DEVICE, what a driver leaves in them, and the Linux that first had them.
+KNOBS = {"threaded": "5.12", "napi_defer_hard_irqs": "5.8", "gro_flush_timeout": "3.19"}
+# The same numbers on every architecture (asm-generic/unistd.h); glibc has functions for them from 2.36 on only.
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_FSCONFIG_CMD_CREATE = 6
+_CLOEXEC = 1  # FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
+
+
+class Napi:
+    """NAPI values of a network device, from construction to `close()`, which puts back what was there before.
+
+    Args:
+        netdev, netns: the device.
+        threaded: run its NAPI in kernel threads of their own instead of softirqs.
+        napi_defer_hard_irqs: polls without a packet before the driver's interrupt is allowed again.
+        gro_flush_timeout: ns after which the kernel polls by itself while the interrupt is off.
+
+    None leaves a value alone. `threaded` can be set only while the device has NAPI instances: veth has them while an
+    XDP program is attached, or GRO is on. A value that somebody changed meanwhile is left so, and said in the log.
+
+    Raises:
+        PrivilegeError: it needs CAP_SYS_ADMIN and CAP_NET_ADMIN. ModeUnsupportedError: this kernel has no such value.
+        NoSuchNamespaceError: there is no such namespace. AfXdpError: the kernel refused.
+
+    Concurrency: any one thread at a time.
+    Source of the rules: Documentation/networking/napi.rst, net/core/net-sysfs.c.
+    """
+
+    def __init__(
+        self,
+        netdev: str,
+        netns: str | None = None,
+        *,
+        threaded: bool | None = None,
+        napi_defer_hard_irqs: int | None = None,
+        gro_flush_timeout: int | None = None,
+    ) -> None:
+        self.netdev, self.netns = netdev, netns
+        wanted = {
+            "napi_defer_hard_irqs": napi_defer_hard_irqs,
+            "gro_flush_timeout": gro_flush_timeout,
+            "threaded": None if threaded is None else int(threaded),
+        }
+        #: What was there before, and what was set instead, by name.
+        self.changed: dict[str, tuple[int, int]] = {}
+        try:
+            for name, value in wanted.items():
+                if value is not None:
+                    self._set(name, value)
+        except BaseException:
+            self.close()
+            raise
+
+    def _set(self, name: str, value: int) -> None:
+        subject = f"{self.netdev} in namespace {self.netns}" if self.netns else self.netdev
+        try:
+            with _sysfs(self.netdev, self.netns) as there:
+                before = _read(there, name)
+                if before != value:
+                    self.changed[name] = before, value
+                    _write(there, name, value)
+        except OSError as error:
+            kind, hint = AfXdpError, "the device or its driver does not take this value"
+            if error.errno in (errno.EPERM, errno.EACCES):
+                kind, hint = PrivilegeError, "run as root, or with CAP_SYS_ADMIN and CAP_NET_ADMIN"
+            elif error.errno == errno.EOPNOTSUPP:
+                kind, hint = (
+                    ModeUnsupportedError,
+                    "the device has no NAPI now; veth has it while an XDP program is there",
+                )
+            elif error.errno in (errno.ENOENT, errno.ENOSYS):
+                kind, hint = ModeUnsupportedError, f"it needs a device with NAPI and Linux {KNOBS[name]} or newer"
+            self.changed.pop(name, None)
+            raise kind(subject=subject, doing=f"setting {name} to {value}", errno=error.errno or 0, hint=hint) from None
+
+    def close(self) -> None:
+        """Put back what was there before. Idempotent; a device that has gone needs nothing."""
+        changed, self.changed = self.changed, {}
+        for name, (before, ours) in reversed(changed.items()):
+            try:
+                with _sysfs(self.netdev, self.netns) as there:
+                    now = _read(there, name)
+                    if now == ours:
+                        _write(there, name, before)
+                    elif now != before:
+                        log.warning("%s: %s was set to %d meanwhile, and is left so", self.netdev, name, now)
+            except (OSError, AfXdpError) as error:
+                if getattr(error, "errno", 0) not in (errno.ENOENT, errno.ENODEV):
+                    log.warning("%s: %s could not be put back to %d: %s", self.netdev, name, before, error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def tuned(netdev: str, netns: str | None = None) -> dict[str, int] | None:
+    """NAPI values of the device that are not 0, by name; empty without the device. None: we may not read them."""
+    found = {}
+    try:
+        with _sysfs(netdev, netns) as there:
+            for name in KNOBS:
+                with contextlib.suppress(FileNotFoundError):
+                    found[name] = _read(there, name)
+    except OSError as error:
+        return None if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS) else {}
+    return {name: value for name, value in found.items() if value}
+
+
+def untune(netdev: str, netns: str | None, name: str) -> str:
+    """The command that sets a NAPI value back to 0."""
+    inside = f"ip netns exec {netns} " if netns and not netns.startswith("/") else ""
+    return f"{inside}sh -c 'echo 0 > /sys/class/net/{netdev}/{name}'"
+
+
+@contextlib.contextmanager
+def pinned(cpu: int | None, who: str) -> Iterator[None]:
+    """This thread on one CPU, and back to where it was allowed before. None does nothing.
+
+    Raises:
+        ConfigError: there is no such CPU, or this process may not use it.
+    """
+    if cpu is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {cpu})
+    except (OSError, ValueError, OverflowError) as error:
+        allowed = ", ".join(map(str, sorted(before)))
+        raise ConfigError(
+            subject=f"CPU {cpu}",
+            doing=f"pinning {who}",
+            errno=getattr(error, "errno", None) or errno.EINVAL,
+            hint=f"this process may run on CPUs {allowed}",
+        ) from None
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def _sysfs(netdev: str, netns: str | None) -> Iterator[int]:
+    """The directory of a device in the sysfs of its namespace, as a descriptor.
+
+    /sys shows the namespace it was mounted in. So a sysfs of our own is made, which no mount namespace ever sees.
+    """
+    with in_netns(netns):
+        context = _call(_FSOPEN, b"sysfs", _CLOEXEC)
+        try:
+            _call(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+            mount = _call(_FSMOUNT, context, _CLOEXEC, 0)
+        finally:
+            os.close(context)
+    try:
+        there = os.open(f"class/net/{netdev}", os.O_PATH | os.O_CLOEXEC, dir_fd=mount)
+        try:
+            yield there
+        finally:
+            os.close(there)
+    finally:
+        os.close(mount)
+
+
+def _call(number: int, *arguments: object) -> int:
+    got = int(_libc().syscall(number, *arguments))
+    if got < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return got
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _read(there: int, name: str) -> int:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=there)
+    try:
+        return int(os.read(fd, 32))
+    finally:
+        os.close(fd)
+
+
+def _write(there: int, name: str, value: int) -> None:
+    fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=there)
+    try:
+        os.write(fd, str(value).encode())
+    finally:
+        os.close(fd)
