@@ -25,7 +25,7 @@
 struct peer_options peer = {
     .frames = 8192,
     .frame_size = 4096,
-    .fill = 4096,
+    .fill = 2048,
     .ring = XSK_RING_PROD__DEFAULT_NUM_DESCS,
     .tx_budget = 256,
     .bind_flags = XDP_USE_NEED_WAKEUP,
@@ -250,7 +250,7 @@ static int fill_frames(void)
 static const char usage[] =
     "  -n, --frames N       frames of the UMEM (8192)\n"
     "  -f, --frame-size N   bytes, 2048 or 4096 (4096)\n"
-    "  -F, --fill N         frames kept in the fill ring, at most twice the ring size (4096)\n"
+    "  -F, --fill N         frames kept in the fill ring, at most twice the ring size (2048)\n"
     "  -r, --ring N         descriptors of the RX, TX and completion ring; the fill ring has twice that "
     "(2048)\n"
     "  -B, --tx-budget N    packets a sendto, 0 = leave the kernel's default of 32 (256)\n"

@@ -26,7 +26,7 @@ NATIVE = ROOT / "benchmarks" / "native"
 AF_PACKET = "af_packet"
 RECEIVING = ["peer", "packet_mmap", "dpdk_af_xdp", "kernel_xdp", AF_PACKET]
 SENDING = ["peer", "packet_mmap", "dpdk_af_xdp", AF_PACKET]
-COUNT, BURST = 3000, 50  # packets, and how many at once: fewer than any ring on the way holds
+COUNT, BURST = 2000, 50  # packets, and how many at once: fewer than any ring on the way holds
 KEYS = {"job", "received", "sent", "rx_dropped", "rx_ring_full", "kernel_dropped", "user_seconds", "sys_seconds"}
 
 
