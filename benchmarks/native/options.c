@@ -1,40 +1,33 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The command line of the peer. */
-#include "peer.h"
+/* The command line: what all engines have, and room for what one has. */
+#include "engine.h"
 
 #include <getopt.h>
-#include <linux/if_link.h>
 #include <netinet/ether.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xdp/xsk.h>
 
-#define MIN_PACKET 60u
+#define MAX_OPTIONS 32
 
-const char *const mode_names[] = {"drop", "forward", "reflect", "tx"};
+const char *const job_names[] = {"drop", "forward", "reflect", "tx"};
 
 struct options opt = {
     .batch = 64,
-    .frames = 8192,
-    .frame_size = 4096,
-    .fill = 4096,
-    .ring = XSK_RING_PROD__DEFAULT_NUM_DESCS,
     .size = 64,
-    .tx_budget = 256,
     .spin = 1000,
-    .duration = 10,
-    .bind_flags = XDP_USE_NEED_WAKEUP,
     .dst = {{0x02, 0, 0, 0, 0, 0x02}},
 };
+
+static const struct engine *self;
 
 void complain(const char *format, ...)
 {
 	va_list args;
 
-	fputs("peer: ", stderr);
+	fprintf(stderr, "%s: ", self->name);
 	va_start(args, format);
 	vfprintf(stderr, format, args);
 	va_end(args);
@@ -42,34 +35,34 @@ void complain(const char *format, ...)
 }
 
 static const char usage[] =
-    "usage: peer drop|reflect -i IF [options]\n"
-    "       peer forward -i IF -o IF [options]\n"
-    "       peer tx -i IF [--size N] [--dst-mac MAC] [--template-hex HEX] [options]\n"
+    "usage: %1$s drop|reflect -i IF [options]\n"
+    "       %1$s forward -i IF -o IF [options]\n"
+    "       %1$s tx -i IF [--size N] [--dst-mac MAC] [--template-hex HEX] [options]\n"
     "\n"
     "  -i, --in IF          interface to receive from (tx: to send to)\n"
     "  -o, --out IF         interface to forward to\n"
     "  -q, --queue N        queue, on both interfaces (0)\n"
-    "  -d, --duration S     seconds, 0 = until SIGINT or SIGTERM (10)\n"
+    "  -d, --duration S     seconds, at most 600; 0 = until SIGINT or SIGTERM, or 600 (0)\n"
     "  -b, --batch N        packets a round (64)\n"
-    "  -n, --frames N       frames of the UMEM (8192)\n"
-    "  -f, --frame-size N   bytes, 2048 or 4096 (4096)\n"
-    "  -F, --fill N         frames kept in the fill ring, at most twice the ring size (4096)\n"
-    "  -r, --ring N         descriptors of the RX, TX and completion ring; the fill ring has twice that "
-    "(2048)\n"
-    "  -B, --tx-budget N    packets a sendto, 0 = leave the kernel's default of 32 (256)\n"
-    "  -c, --copy           force copy mode\n"
-    "  -z, --zero-copy      force zero-copy mode\n"
-    "  -S, --skb            generic XDP instead of native\n"
     "  -p, --poll           sleep in poll after --spin empty rounds, instead of a busy loop (not in tx)\n"
     "      --spin N         (1000)\n"
-    "  -v, --verbose        show what libbpf and libxdp have to say\n"
+    "  -v, --verbose        show what the libraries have to say\n"
     "      --size N         bytes of a sent packet, without FCS (64)\n"
     "      --dst-mac MAC    (02:00:00:00:00:02)\n"
-    "      --template-hex H bytes to lay over the start of the sent packet\n"
-    "\n"
-    "Prints \"ready\" on stderr when the loop starts, and one JSON object on stdout at the end.\n";
+    "      --template-hex H bytes to lay over the start of the sent packet\n";
 
-static bool parse_number(const char *text, __u32 *value)
+static const char promise[] =
+    "\nPrints \"ready\" on stderr when the loop starts, and one JSON object on stdout at the end.\n";
+
+static void print_usage(FILE *stream)
+{
+	fprintf(stream, usage, self->name);
+	if (self->usage)
+		fputs(self->usage, stream);
+	fputs(promise, stream);
+}
+
+bool parse_number(const char *text, __u32 *value)
 {
 	char *end;
 	unsigned long parsed = strtoul(text, &end, 0);
@@ -94,137 +87,127 @@ static bool parse_hex(const char *text)
 	return !*text;
 }
 
-static bool parse(int argc, char **argv)
+static bool parse_duration(const char *text)
 {
-	static const struct option longs[] = {
-	    {"in", 1, NULL, 'i'},         {"out", 1, NULL, 'o'},   {"queue", 1, NULL, 'q'},
-	    {"duration", 1, NULL, 'd'},   {"batch", 1, NULL, 'b'}, {"frames", 1, NULL, 'n'},
-	    {"frame-size", 1, NULL, 'f'}, {"fill", 1, NULL, 'F'},  {"ring", 1, NULL, 'r'},
-	    {"tx-budget", 1, NULL, 'B'},  {"copy", 0, NULL, 'c'},  {"zero-copy", 0, NULL, 'z'},
-	    {"skb", 0, NULL, 'S'},        {"poll", 0, NULL, 'p'},  {"spin", 1, NULL, 1},
-	    {"size", 1, NULL, 2},         {"dst-mac", 1, NULL, 3}, {"template-hex", 1, NULL, 4},
-	    {"verbose", 0, NULL, 'v'},    {"help", 0, NULL, 'h'},  {},
-	};
-	bool ok = true;
 	char *end;
-	int c;
 
-	while (ok && (c = getopt_long(argc, argv, "i:o:q:d:b:n:f:F:r:B:czSpvh", longs, NULL)) != -1) {
-		switch (c) {
-		case 'i':
-			opt.in = optarg;
-			break;
-		case 'o':
-			opt.out = optarg;
-			break;
-		case 'q':
-			ok = parse_number(optarg, &opt.queue);
-			break;
-		case 'd':
-			opt.duration = strtod(optarg, &end);
-			ok = !*end && opt.duration >= 0 && opt.duration < 1e6;
-			break;
-		case 'b':
-			ok = parse_number(optarg, &opt.batch);
-			break;
-		case 'n':
-			ok = parse_number(optarg, &opt.frames);
-			break;
-		case 'f':
-			ok = parse_number(optarg, &opt.frame_size);
-			break;
-		case 'F':
-			ok = parse_number(optarg, &opt.fill);
-			break;
-		case 'r':
-			ok = parse_number(optarg, &opt.ring);
-			break;
-		case 'B':
-			ok = parse_number(optarg, &opt.tx_budget);
-			break;
-		case 'c':
-			opt.bind_flags |= XDP_COPY;
-			break;
-		case 'z':
-			opt.bind_flags |= XDP_ZEROCOPY;
-			break;
-		case 'S':
-			opt.xdp_flags = XDP_FLAGS_SKB_MODE;
-			break;
-		case 'p':
-			opt.poll = true;
-			break;
-		case 'v':
-			opt.verbose = true;
-			break;
-		case 1:
-			ok = parse_number(optarg, &opt.spin);
-			break;
-		case 2:
-			ok = parse_number(optarg, &opt.size);
-			break;
-		case 3:
-			ok = ether_aton_r(optarg, &opt.dst) != NULL;
-			break;
-		case 4:
-			ok = parse_hex(optarg);
-			break;
-		case 'h':
-			fputs(usage, stdout);
-			exit(0);
-		default:
-			return false;
-		}
-		if (!ok)
-			complain("bad value: %s", optarg);
-	}
-	return ok;
+	opt.duration = strtod(text, &end);
+	return end != text && !*end && opt.duration >= 0 && opt.duration <= MAX_SECONDS;
 }
 
-static bool power_of_two(__u32 n)
+/* Letters below 'A' name options without a short form; an engine's own begin above those. */
+enum { SPIN = 1, SIZE, DST_MAC, TEMPLATE };
+
+static const struct option common[] = {
+    {"in", 1, NULL, 'i'},
+    {"out", 1, NULL, 'o'},
+    {"queue", 1, NULL, 'q'},
+    {"duration", 1, NULL, 'd'},
+    {"batch", 1, NULL, 'b'},
+    {"poll", 0, NULL, 'p'},
+    {"verbose", 0, NULL, 'v'},
+    {"spin", 1, NULL, SPIN},
+    {"size", 1, NULL, SIZE},
+    {"dst-mac", 1, NULL, DST_MAC},
+    {"template-hex", 1, NULL, TEMPLATE},
+    {"help", 0, NULL, 'h'},
+};
+
+#define COMMON (sizeof(common) / sizeof(*common))
+
+static bool set(int letter, const char *value)
 {
-	return n && !(n & (n - 1));
+	switch (letter) {
+	case 'i':
+		opt.in = value;
+		return true;
+	case 'o':
+		opt.out = value;
+		return true;
+	case 'q':
+		return parse_number(value, &opt.queue);
+	case 'd':
+		return parse_duration(value);
+	case 'b':
+		return parse_number(value, &opt.batch);
+	case 'p':
+		opt.poll = true;
+		return true;
+	case 'v':
+		opt.verbose = true;
+		return true;
+	case SPIN:
+		return parse_number(value, &opt.spin);
+	case SIZE:
+		return parse_number(value, &opt.size);
+	case DST_MAC:
+		return ether_aton_r(value, &opt.dst) != NULL;
+	case TEMPLATE:
+		return parse_hex(value);
+	default:
+		return self->set && self->set(letter, value);
+	}
+}
+
+static bool parse(int argc, char **argv)
+{
+	struct option longs[MAX_OPTIONS + 1] = {};
+	char shorts[2 * MAX_OPTIONS + 1] = "";
+	size_t n = COMMON, s = 0;
+	int letter;
+
+	memcpy(longs, common, sizeof(common));
+	for (const struct extra *extra = self->extras; extra && extra->name && n < MAX_OPTIONS; extra++, n++)
+		longs[n] = (struct option){extra->name, extra->has_value, NULL, extra->letter};
+	for (size_t i = 0; i < n; i++) {
+		if (longs[i].val < 'A')
+			continue;
+		shorts[s++] = longs[i].val;
+		if (longs[i].has_arg)
+			shorts[s++] = ':';
+	}
+	while ((letter = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
+		if (letter == 'h') {
+			print_usage(stdout);
+			exit(0);
+		}
+		if (letter == '?')
+			return false;
+		if (!set(letter, optarg)) {
+			complain("bad value: %s", optarg);
+			return false;
+		}
+	}
+	return true;
 }
 
 static const char *objection(int argc, char **argv)
 {
-	int mode = 0;
+	int job = 0;
 
 	if (optind != argc - 1)
-		return "one mode is needed: drop, forward, reflect or tx";
-	while (mode <= TX && strcmp(argv[optind], mode_names[mode]))
-		mode++;
-	if (mode > TX)
-		return "the mode is one of drop, forward, reflect, tx";
-	opt.mode = mode;
-	if (!opt.in || (opt.mode == FORWARD) != !!opt.out)
-		return "-i is needed, and -o in mode forward only";
-	if (!power_of_two(opt.ring) || opt.ring > 1 << 20)
-		return "--ring is a power of two, at most 1048576";
-	if (opt.frame_size != 2048 && opt.frame_size != 4096)
-		return "--frame-size is 2048 or 4096";
-	if (!opt.batch || opt.batch > opt.ring || opt.batch > opt.frames)
-		return "--batch is from 1 to the ring size and the number of frames";
-	if (opt.frames > 1 << 22)
-		return "--frames is at most 4194304";
-	if (!opt.fill || opt.fill > 2 * opt.ring)
-		return "--fill is from 1 to twice the ring size";
-	if (opt.size < MIN_PACKET || opt.size > opt.frame_size || opt.template_len > opt.size)
-		return "--size is from 60 to the frame size, and not below the template's";
-	if ((opt.bind_flags & XDP_COPY) && (opt.bind_flags & XDP_ZEROCOPY))
-		return "-c and -z exclude each other";
-	if (opt.tx_budget > opt.ring) /* the kernel refuses more */
-		opt.tx_budget = opt.ring;
-	return NULL;
+		return "one job is needed: drop, forward, reflect or tx";
+	while (job <= TX && strcmp(argv[optind], job_names[job]))
+		job++;
+	if (job > TX)
+		return "the job is one of drop, forward, reflect, tx";
+	opt.job = job;
+	if (!opt.in || (opt.job == FORWARD) != !!opt.out)
+		return "-i is needed, and -o for job forward only";
+	if (!opt.batch)
+		return "--batch is at least 1";
+	if (opt.size < MIN_PACKET || opt.size > MAX_PACKET || opt.template_len > opt.size)
+		return "--size is from 60 to 4096, and not below the template's";
+	return self->objection ? self->objection() : NULL;
 }
 
-/* Leaves the process when the command line makes no sense. */
-void parse_options(int argc, char **argv)
+void parse_options(int argc, char **argv, const struct engine *engine)
 {
 	const char *wrong;
 
+	self = engine;
 	if (!parse(argc, argv)) {
-		fputs(usage, stderr);
+		print_usage(stderr);
 		exit(2);
 	}
 	wrong = objection(argc, argv);

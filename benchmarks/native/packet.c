@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The packet of mode tx: UDP between two addresses of RFC 2544's range, with zeros for payload. */
-#include "peer.h"
+/* The packet of job tx: UDP between two addresses of RFC 2544's range, with zeros for payload. */
+#include "engine.h"
 
 #include <errno.h>
 #include <net/if.h>
@@ -41,6 +41,7 @@ int build_packet(__u8 *packet)
 		close(fd);
 	if (err)
 		return err;
+	memset(packet, 0, opt.size);
 	memcpy(eth->ether_dhost, &opt.dst, ETH_ALEN);
 	memcpy(eth->ether_shost, request.ifr_hwaddr.sa_data, ETH_ALEN);
 	eth->ether_type = htons(ETHERTYPE_IP);

@@ -14,49 +14,37 @@
 #include "peer.h"
 
 #include <errno.h>
+#include <linux/if_link.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/time.h>
-#include <time.h>
 
-#define DRAIN_SECONDS 0.2
-#define POLL_MS 100
+struct peer_options peer = {
+    .frames = 8192,
+    .frame_size = 4096,
+    .fill = 4096,
+    .ring = XSK_RING_PROD__DEFAULT_NUM_DESCS,
+    .tx_budget = 256,
+    .bind_flags = XDP_USE_NEED_WAKEUP,
+};
 
 struct port in_port, out_port;
 char *area;
 __u64 *stack;
 __u32 n_free, in_fill;
-volatile sig_atomic_t stop;
 
 static __u64 received, received_bytes, sent, completed;
 static __u64 kicks, kick_busy, kick_again, kick_nobufs, polls;
-
-static int exit_status;
-
-static void on_signal(int signum)
-{
-	(void)signum;
-	stop = 1;
-}
-
-static double now(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec + ts.tv_nsec * 1e-9;
-}
+static __u32 empty_rounds;
 
 /* ---- the data path ---- */
 
 void refill(void)
 {
-	__u32 n = opt.fill - in_fill, idx;
+	__u32 n = peer.fill - in_fill, idx;
 
 	if (n > n_free)
 		n = n_free;
@@ -74,7 +62,7 @@ static void reap(struct port *port)
 
 	if (!port->in_tx)
 		return;
-	n = xsk_ring_cons__peek(&port->comp, opt.ring, &idx);
+	n = xsk_ring_cons__peek(&port->comp, peer.ring, &idx);
 	if (!n)
 		return;
 	for (__u32 i = 0; i < n; i++)
@@ -86,7 +74,7 @@ static void reap(struct port *port)
 
 static bool tx_pending(struct port *port)
 {
-	return xsk_prod_nb_free(&port->tx, opt.ring) < opt.ring;
+	return xsk_prod_nb_free(&port->tx, peer.ring) < peer.ring;
 }
 
 static void kick(struct port *port)
@@ -127,133 +115,115 @@ static void wake_rx(void)
 }
 
 /* With -p: sleep once the ring was empty `spin` times in a row. */
-static void idle(__u32 *rounds)
+static void idle(void)
 {
 	struct pollfd pfd = {.fd = in_port.fd, .events = POLLIN};
 
-	if (!opt.poll || ++*rounds < opt.spin || !in_fill)
+	if (!opt.poll || ++empty_rounds < opt.spin || !in_fill || stop)
 		return;
 	polls++;
 	poll(&pfd, 1, POLL_MS);
 }
 
-static void swap_macs(__u8 *packet)
+static __u32 drop_round(void)
 {
-	struct ether_addr *mac = (struct ether_addr *)packet, dst = mac[0];
-
-	mac[0] = mac[1];
-	mac[1] = dst;
-}
-
-static void drop_loop(double *first, double *last)
-{
-	__u32 idx, n, rounds = 0;
-	bool busy = false;
 	__u64 bytes = 0;
+	__u32 idx, n;
 
-	while (!stop) {
-		refill();
-		n = xsk_ring_cons__peek(&in_port.rx, opt.batch, &idx);
-		if (!n) {
-			if (busy)
-				*last = now();
-			busy = false;
-			wake_rx();
-			idle(&rounds);
-			continue;
-		}
-		if (!received)
-			*first = now();
-		busy = true;
-		rounds = 0;
-		for (__u32 i = 0; i < n; i++) {
-			const struct xdp_desc *desc = xsk_ring_cons__rx_desc(&in_port.rx, idx + i);
-
-			bytes += desc->len;
-			stack[n_free++] = desc->addr;
-		}
-		xsk_ring_cons__release(&in_port.rx, n);
-		received += n;
-		in_fill -= n;
+	refill();
+	n = xsk_ring_cons__peek(&in_port.rx, opt.batch, &idx);
+	if (!n) {
+		wake_rx();
+		idle();
+		return 0;
 	}
-	if (busy)
-		*last = now();
-	received_bytes = bytes;
+	empty_rounds = 0;
+	for (__u32 i = 0; i < n; i++) {
+		const struct xdp_desc *desc = xsk_ring_cons__rx_desc(&in_port.rx, idx + i);
+
+		bytes += desc->len;
+		stack[n_free++] = desc->addr;
+	}
+	xsk_ring_cons__release(&in_port.rx, n);
+	received += n;
+	received_bytes += bytes;
+	in_fill -= n;
+	return n;
 }
 
 /* Forward and reflect differ in the port that sends, and in that the packet is touched. */
-static void forward_loop(struct port *to, bool reflect, double *first, double *last)
+static inline __attribute__((always_inline)) __u32 send_round(struct port *to, bool reflect)
 {
-	__u32 rx_idx, tx_idx = 0, n, room, rounds = 0;
-	bool busy = false;
+	__u32 rx_idx, tx_idx = 0, n, room;
 	__u64 bytes = 0;
 
-	while (!stop) {
-		reap(to);
-		refill();
-		/* What cannot be sent stays in the RX ring, so that the kernel counts what is lost. */
-		room = xsk_prod_nb_free(&to->tx, opt.batch);
-		n = xsk_ring_cons__peek(&in_port.rx, room < opt.batch ? room : opt.batch, &rx_idx);
-		if (!n) {
-			if (busy)
-				*last = now();
-			busy = false;
-			wake_rx();
-			kick(to);
-			if (room && !tx_pending(to))
-				idle(&rounds);
-			continue;
-		}
-		if (!received)
-			*first = now();
-		busy = true;
-		rounds = 0;
-		xsk_ring_prod__reserve(&to->tx, n, &tx_idx);
-		for (__u32 i = 0; i < n; i++) {
-			const struct xdp_desc *rx = xsk_ring_cons__rx_desc(&in_port.rx, rx_idx + i);
-			struct xdp_desc *tx = xsk_ring_prod__tx_desc(&to->tx, tx_idx + i);
-
-			if (reflect)
-				swap_macs(xsk_umem__get_data(area, rx->addr));
-			tx->addr = rx->addr;
-			tx->len = rx->len;
-			tx->options = 0;
-			bytes += rx->len;
-		}
-		xsk_ring_cons__release(&in_port.rx, n);
-		xsk_ring_prod__submit(&to->tx, n);
-		received += n;
-		sent += n;
-		in_fill -= n;
-		to->in_tx += n;
+	reap(to);
+	refill();
+	/* What cannot be sent stays in the RX ring, so that the kernel counts what is lost. */
+	room = xsk_prod_nb_free(&to->tx, opt.batch);
+	n = xsk_ring_cons__peek(&in_port.rx, room < opt.batch ? room : opt.batch, &rx_idx);
+	if (!n) {
+		wake_rx();
 		kick(to);
+		if (room && !tx_pending(to))
+			idle();
+		return 0;
 	}
-	if (busy)
-		*last = now();
-	received_bytes = bytes;
+	empty_rounds = 0;
+	xsk_ring_prod__reserve(&to->tx, n, &tx_idx);
+	for (__u32 i = 0; i < n; i++) {
+		const struct xdp_desc *rx = xsk_ring_cons__rx_desc(&in_port.rx, rx_idx + i);
+		struct xdp_desc *tx = xsk_ring_prod__tx_desc(&to->tx, tx_idx + i);
+
+		if (reflect)
+			swap_macs(xsk_umem__get_data(area, rx->addr));
+		tx->addr = rx->addr;
+		tx->len = rx->len;
+		tx->options = 0;
+		bytes += rx->len;
+	}
+	xsk_ring_cons__release(&in_port.rx, n);
+	xsk_ring_prod__submit(&to->tx, n);
+	received += n;
+	received_bytes += bytes;
+	sent += n;
+	in_fill -= n;
+	to->in_tx += n;
+	kick(to);
+	return n;
 }
 
-static void tx_loop(struct port *port)
+static __u32 forward_round(void)
 {
+	return send_round(&out_port, false);
+}
+
+static __u32 reflect_round(void)
+{
+	return send_round(&in_port, true);
+}
+
+static __u32 tx_round(void)
+{
+	struct port *port = &in_port;
 	__u32 idx, n;
 
-	while (!stop) {
-		reap(port);
-		n = n_free < opt.batch ? n_free : opt.batch;
-		if (n && xsk_ring_prod__reserve(&port->tx, n, &idx) == n) {
-			for (__u32 i = 0; i < n; i++) {
-				struct xdp_desc *desc = xsk_ring_prod__tx_desc(&port->tx, idx + i);
+	reap(port);
+	n = n_free < opt.batch ? n_free : opt.batch;
+	if (n && xsk_ring_prod__reserve(&port->tx, n, &idx) == n) {
+		for (__u32 i = 0; i < n; i++) {
+			struct xdp_desc *desc = xsk_ring_prod__tx_desc(&port->tx, idx + i);
 
-				desc->addr = stack[--n_free];
-				desc->len = opt.size;
-				desc->options = 0;
-			}
-			xsk_ring_prod__submit(&port->tx, n);
-			sent += n;
-			port->in_tx += n;
+			desc->addr = stack[--n_free];
+			desc->len = opt.size;
+			desc->options = 0;
 		}
-		kick(port);
+		xsk_ring_prod__submit(&port->tx, n);
+		sent += n;
+		port->in_tx += n;
 	}
+	kick(port);
+	return 0;
 }
 
 static void drain(struct port *port)
@@ -270,102 +240,125 @@ static int fill_frames(void)
 {
 	if (build_packet((__u8 *)area))
 		return -1;
-	for (__u32 i = 1; i < opt.frames; i++)
-		memcpy(area + (size_t)i * opt.frame_size, area, opt.size);
+	for (__u32 i = 1; i < peer.frames; i++)
+		memcpy(area + (size_t)i * peer.frame_size, area, opt.size);
 	return 0;
 }
 
-/* ---- the report ---- */
+/* ---- the command line and the report ---- */
 
-static double seconds_of(struct timeval after, struct timeval before)
+static const char usage[] =
+    "  -n, --frames N       frames of the UMEM (8192)\n"
+    "  -f, --frame-size N   bytes, 2048 or 4096 (4096)\n"
+    "  -F, --fill N         frames kept in the fill ring, at most twice the ring size (4096)\n"
+    "  -r, --ring N         descriptors of the RX, TX and completion ring; the fill ring has twice that "
+    "(2048)\n"
+    "  -B, --tx-budget N    packets a sendto, 0 = leave the kernel's default of 32 (256)\n"
+    "  -c, --copy           force copy mode\n"
+    "  -z, --zero-copy      force zero-copy mode\n"
+    "  -S, --skb            generic XDP instead of native\n";
+
+static const struct extra extras[] = {
+    {"frames", 'n', true},     {"frame-size", 'f', true}, {"fill", 'F', true},
+    {"ring", 'r', true},       {"tx-budget", 'B', true},  {"copy", 'c', false},
+    {"zero-copy", 'z', false}, {"skb", 'S', false},       {},
+};
+
+static bool set(int letter, const char *value)
 {
-	return (after.tv_sec - before.tv_sec) + (after.tv_usec - before.tv_usec) * 1e-6;
+	switch (letter) {
+	case 'n':
+		return parse_number(value, &peer.frames);
+	case 'f':
+		return parse_number(value, &peer.frame_size);
+	case 'F':
+		return parse_number(value, &peer.fill);
+	case 'r':
+		return parse_number(value, &peer.ring);
+	case 'B':
+		return parse_number(value, &peer.tx_budget);
+	case 'c':
+		peer.bind_flags |= XDP_COPY;
+		return true;
+	case 'z':
+		peer.bind_flags |= XDP_ZEROCOPY;
+		return true;
+	case 'S':
+		peer.xdp_flags = XDP_FLAGS_SKB_MODE;
+		return true;
+	default:
+		return false;
+	}
 }
 
-static void report(double seconds, double active, const struct rusage *before, const struct rusage *after)
+static const char *objection(void)
 {
-	__u64 packets = opt.mode == TX ? completed : received;
+	if (!peer.ring || peer.ring & (peer.ring - 1) || peer.ring > 1 << 20)
+		return "--ring is a power of two, at most 1048576";
+	if (peer.frame_size != 2048 && peer.frame_size != 4096)
+		return "--frame-size is 2048 or 4096";
+	if (opt.batch > peer.ring || opt.batch > peer.frames)
+		return "--batch is at most the ring size and the number of frames";
+	if (peer.frames > 1 << 22)
+		return "--frames is at most 4194304";
+	if (!peer.fill || peer.fill > 2 * peer.ring)
+		return "--fill is from 1 to twice the ring size";
+	if (opt.size > peer.frame_size)
+		return "--size is at most the frame size";
+	if ((peer.bind_flags & XDP_COPY) && (peer.bind_flags & XDP_ZEROCOPY))
+		return "-c and -z exclude each other";
+	if (peer.tx_budget > peer.ring) /* the kernel refuses more */
+		peer.tx_budget = peer.ring;
+	return NULL;
+}
 
-	printf(
-	    "{\"engine\": \"peer\", \"mode\": \"%s\", \"received\": %llu, \"received_bytes\": %llu, "
-	    "\"sent\": %llu, \"completed\": %llu, \"seconds\": %.6f, \"pps\": %.1f, "
-	    "\"active_seconds\": %.6f, \"active_pps\": %.1f, \"user_seconds\": %.6f, \"sys_seconds\": %.6f, ",
-	    mode_names[opt.mode], received, received_bytes, sent, completed, seconds, packets / seconds,
-	    active, active > 0 ? packets / active : 0, seconds_of(after->ru_utime, before->ru_utime),
-	    seconds_of(after->ru_stime, before->ru_stime));
-	printf("\"kicks\": %llu, \"kick_busy\": %llu, \"kick_again\": %llu, \"kick_nobufs\": %llu, "
-	       "\"polls\": %llu, \"batch\": %u, \"frames\": %u, \"frame_size\": %u, \"fill\": %u, "
-	       "\"ring\": %u, \"tx_budget\": %u, \"ports\": [",
-	       kicks, kick_busy, kick_again, kick_nobufs, polls, opt.batch, opt.frames, opt.frame_size,
-	       opt.fill, opt.ring, granted_budget);
+static const struct engine engine = {"peer", usage, extras, set, objection};
+
+static void report_more(void)
+{
+	printf(", \"received_bytes\": %llu, \"completed\": %llu, \"kicks\": %llu, \"kick_busy\": %llu, "
+	       "\"kick_again\": %llu, \"kick_nobufs\": %llu, \"polls\": %llu, \"frames\": %u, "
+	       "\"frame_size\": %u, \"fill\": %u, \"ring\": %u, \"tx_budget\": %u, \"ports\": [",
+	       received_bytes, completed, kicks, kick_busy, kick_again, kick_nobufs, polls, peer.frames,
+	       peer.frame_size, peer.fill, peer.ring, granted_budget);
 	report_port(&in_port);
-	if (opt.mode == FORWARD) {
+	if (opt.job == FORWARD) {
 		printf(", ");
 		report_port(&out_port);
 	}
-	printf("]}\n");
-	fflush(stdout);
+	putchar(']');
 }
 
-static void catch_signals(void)
+static void report_all(void)
 {
-	const struct sigaction action = {.sa_handler = on_signal};
+	struct xdp_statistics stats = statistics(&in_port);
 
-	sigaction(SIGINT, &action, NULL);
-	sigaction(SIGTERM, &action, NULL);
-	sigaction(SIGHUP, &action, NULL);
-	sigaction(SIGALRM, &action, NULL);
-	signal(SIGPIPE, SIG_IGN); /* a reader that went away must not keep us from detaching */
-}
-
-static void set_alarm(double seconds)
-{
-	struct itimerval timer = {};
-
-	timer.it_value.tv_sec = (time_t)seconds;
-	timer.it_value.tv_usec = (suseconds_t)((seconds - (time_t)seconds) * 1e6);
-	/* A signal for the end of the run: the loop reads no clock. */
-	setitimer(ITIMER_REAL, &timer, NULL);
-}
-
-static void run(void)
-{
-	struct port *sender = opt.mode == FORWARD ? &out_port : &in_port;
-	double start, end, first = 0, last = 0;
-	struct rusage before, after;
-
-	fputs("ready\n", stderr);
-	set_alarm(opt.duration);
-	getrusage(RUSAGE_SELF, &before);
-	start = now();
-	if (opt.mode == DROP)
-		drop_loop(&first, &last);
-	else if (opt.mode == TX)
-		tx_loop(sender);
-	else
-		forward_loop(sender, opt.mode == REFLECT, &first, &last);
-	end = now();
-	getrusage(RUSAGE_SELF, &after);
-	drain(sender);
-	report(end - start, opt.mode == TX ? end - start : last - first, &before, &after);
+	report(&engine,
+	       &(struct counts){received, sent, stats.rx_dropped, stats.rx_ring_full,
+				stats.rx_dropped + stats.rx_ring_full},
+	       report_more);
 }
 
 int main(int argc, char **argv)
 {
-	parse_options(argc, argv);
+	static __u32 (*const rounds[])(void) = {drop_round, forward_round, reflect_round, tx_round};
+
+	parse_options(argc, argv, &engine);
 	catch_signals();
-	stack = calloc(opt.frames, sizeof(*stack));
-	area = mmap(NULL, (size_t)opt.frames * opt.frame_size, PROT_READ | PROT_WRITE,
+	stack = calloc(peer.frames, sizeof(*stack));
+	area = mmap(NULL, (size_t)peer.frames * peer.frame_size, PROT_READ | PROT_WRITE,
 		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (!stack || area == MAP_FAILED) {
-		complain("no memory for %u frames", opt.frames);
+		complain("no memory for %u frames", peer.frames);
 		return 1;
 	}
-	if (opt.mode == TX && fill_frames())
+	if (opt.job == TX && fill_frames())
 		return 1;
 	if (open_all())
 		return 1;
-	run();
+	run(rounds[opt.job]);
+	drain(opt.job == FORWARD ? &out_port : &in_port);
+	report_all();
 	close_all();
 	return exit_status;
 }

@@ -1,31 +1,17 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* What the files of the peer share: the options, which nothing changes once they are parsed, the ports and
- * the free frames. */
+/* What the two files of the peer share: its own options, the ports and the free frames. */
 #ifndef PEER_H
 #define PEER_H
 
-#include <linux/types.h>
-#include <net/ethernet.h>
-#include <signal.h>
-#include <stdbool.h>
+#include "engine.h"
+
 #include <xdp/xsk.h>
 
-enum mode { DROP, FORWARD, REFLECT, TX };
-
-extern const char *const mode_names[];
-
-extern struct options {
-	enum mode mode;
-	const char *in, *out;
-	__u32 queue, batch, frames, frame_size, fill, ring, size, tx_budget, spin;
-	double duration;
+extern struct peer_options {
+	__u32 frames, frame_size, fill, ring, tx_budget;
 	__u16 bind_flags;
 	__u32 xdp_flags;
-	bool poll, verbose;
-	struct ether_addr dst;
-	__u8 template[4096];
-	__u32 template_len;
-} opt;
+} peer;
 
 struct port {
 	const char *name;
@@ -37,25 +23,18 @@ struct port {
 	bool zero_copy;
 };
 
-extern struct port in_port, out_port; /* out_port is open in mode forward only */
+extern struct port in_port, out_port; /* out_port is open in job forward only */
 extern char *area;
 extern __u64 *stack; /* addresses of the free frames, the one used last on top */
 extern __u32 n_free, in_fill;
 extern __u32 granted_budget; /* packets a sendto; 0: the kernel's default */
-extern volatile sig_atomic_t stop;
 
-void parse_options(int argc, char **argv);
-
-/* Open what the mode needs and stock the fill ring; 0, or a negative errno with the reason on stderr. */
+/* Open what the job needs and stock the fill ring; 0, or a negative errno with the reason on stderr. */
 int open_all(void);
 /* Close all and detach the program. Harmless when little or nothing is open. */
 void close_all(void);
 void refill(void);
-void report_port(const struct port *port);
-
-/* Build the packet that mode tx sends; 0, or -1 with the reason on stderr. */
-int build_packet(__u8 *packet);
-
-__attribute__((format(printf, 1, 2))) void complain(const char *format, ...);
+struct xdp_statistics statistics(const struct port *port);
+void report_port(const struct port *port); /* as a JSON object */
 
 #endif

@@ -24,36 +24,36 @@ __u32 granted_budget;
 static int open_umem(void)
 {
 	struct xsk_umem_config config = {
-	    .fill_size = 2 * opt.ring,
-	    .comp_size = opt.ring,
-	    .frame_size = opt.frame_size,
+	    .fill_size = 2 * peer.ring,
+	    .comp_size = peer.ring,
+	    .frame_size = peer.frame_size,
 	};
 
 	/* libxdp takes it that rings start as zeros; after a failed try they would not. */
 	memset(&in_port, 0, sizeof(in_port));
 	memset(&out_port, 0, sizeof(out_port));
-	n_free = opt.frames;
-	for (__u32 i = 0; i < opt.frames; i++) /* the lowest address on top */
-		stack[i] = (__u64)(opt.frames - 1 - i) * opt.frame_size;
+	n_free = peer.frames;
+	for (__u32 i = 0; i < peer.frames; i++) /* the lowest address on top */
+		stack[i] = (__u64)(peer.frames - 1 - i) * peer.frame_size;
 	in_fill = 0;
-	return xsk_umem__create(&umem, area, (__u64)opt.frames * opt.frame_size, &in_port.fill, &in_port.comp,
-				&config);
+	return xsk_umem__create(&umem, area, (__u64)peer.frames * peer.frame_size, &in_port.fill,
+				&in_port.comp, &config);
 }
 
 static int open_port(struct port *port, const char *name, bool rx, bool tx)
 {
 	struct xsk_socket_config config = {
-	    .rx_size = opt.ring,
-	    .tx_size = opt.ring,
-	    .xdp_flags = opt.xdp_flags,
-	    .bind_flags = opt.bind_flags,
+	    .rx_size = peer.ring,
+	    .tx_size = peer.ring,
+	    .xdp_flags = peer.xdp_flags,
+	    .bind_flags = peer.bind_flags,
 	};
 	struct xdp_options granted = {};
 	socklen_t len = sizeof(granted);
 	int err;
 
 	/* A socket that only sends needs no program, but drivers want one before they do zero-copy. */
-	if (!rx && !(opt.bind_flags & XDP_ZEROCOPY))
+	if (!rx && !(peer.bind_flags & XDP_ZEROCOPY))
 		config.libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD;
 	port->name = name;
 	err = xsk_socket__create_shared(&port->xsk, name, opt.queue, umem, rx ? &port->rx : NULL,
@@ -64,9 +64,9 @@ static int open_port(struct port *port, const char *name, bool rx, bool tx)
 	if (!getsockopt(port->fd, SOL_XDP, XDP_OPTIONS, &granted, &len))
 		port->zero_copy = granted.flags & XDP_OPTIONS_ZEROCOPY;
 	/* An older kernel has no such option and carries 32 packets a sendto: slower, not wrong. */
-	if (tx && opt.tx_budget &&
-	    !setsockopt(port->fd, SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &opt.tx_budget, sizeof(opt.tx_budget)))
-		granted_budget = opt.tx_budget;
+	if (tx && peer.tx_budget &&
+	    !setsockopt(port->fd, SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &peer.tx_budget, sizeof(peer.tx_budget)))
+		granted_budget = peer.tx_budget;
 	return 0;
 }
 
@@ -81,7 +81,7 @@ void close_all(void)
 
 static int try_open(const char **subject)
 {
-	bool rx = opt.mode != TX, both = opt.mode == REFLECT;
+	bool rx = opt.job != TX, both = opt.job == REFLECT;
 	int err;
 
 	*subject = "umem";
@@ -92,7 +92,7 @@ static int try_open(const char **subject)
 		refill(); /* before the bind, for zero-copy drivers that look at it only then */
 	*subject = opt.in;
 	err = open_port(&in_port, opt.in, rx, both || !rx);
-	if (!err && opt.mode == FORWARD) {
+	if (!err && opt.job == FORWARD) {
 		*subject = opt.out;
 		err = open_port(&out_port, opt.out, false, true);
 	}
@@ -141,12 +141,19 @@ static const char *xdp_mode(const char *name)
 	}
 }
 
-void report_port(const struct port *port)
+struct xdp_statistics statistics(const struct port *port)
 {
 	struct xdp_statistics stats = {};
 	socklen_t len = sizeof(stats);
 
 	getsockopt(port->fd, SOL_XDP, XDP_STATISTICS, &stats, &len);
+	return stats;
+}
+
+void report_port(const struct port *port)
+{
+	struct xdp_statistics stats = statistics(port);
+
 	printf("{\"interface\": \"%s\", \"queue\": %u, \"xdp\": \"%s\", \"zero_copy\": %s, "
 	       "\"rx_dropped\": %llu, \"rx_invalid_descs\": %llu, \"tx_invalid_descs\": %llu, "
 	       "\"rx_ring_full\": %llu, "

@@ -1,0 +1,1 @@
+"""Rivals written in Python."""
