@@ -112,7 +112,7 @@ def compiled_handler(verdict: int) -> Any:
 MAKERS = {"numba": compiled_handler, "numpy-swap": numpy_swap, "numpy-filter": numpy_filter, "python": python_handler}
 
 
-def make(arguments: argparse.Namespace) -> ap.Forwarder:
+def make(arguments: argparse.Namespace) -> ap.Runner:
     """The forwarder for one job."""
     if why := cannot(arguments.handler):
         raise SystemExit(why)
@@ -132,7 +132,7 @@ def make(arguments: argparse.Namespace) -> ap.Forwarder:
     return ap.transmit(source, [bytes.fromhex(arguments.template_hex)], options=options)
 
 
-def own_report(forwarder: ap.Forwarder, report: ap.Report) -> dict[str, Any]:
+def own_report(forwarder: ap.Runner, report: ap.Report) -> dict[str, Any]:
     """The report in the engines' common terms, and in its own."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     port = report.ports[0]
