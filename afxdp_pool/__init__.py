@@ -12,6 +12,8 @@ device; an `XdpProgram` brings the packets; a `Batch` is packets in frames; a ve
 
 from afxdp_pool.audit import STATES, Audit
 from afxdp_pool.batch import DESC, Batch
+from afxdp_pool.columns import FiveTuple
+from afxdp_pool.compiling import Compiled, be16, be32, compiled, signature
 from afxdp_pool.config import PortConfig, UmemConfig
 from afxdp_pool.errors import (
     AfXdpError,
@@ -70,9 +72,11 @@ __all__ = [
     "AuditError",
     "Batch",
     "BpfMemory",
+    "Compiled",
     "ConfigError",
     "DoubleFreeError",
     "EngineStats",
+    "FiveTuple",
     "ForeignFrameError",
     "Forwarder",
     "FramePool",
@@ -117,11 +121,15 @@ __all__ = [
     "Workers",
     "WrongThreadError",
     "XdpProgram",
+    "be16",
+    "be32",
     "clean",
+    "compiled",
     "drop",
     "forward",
     "handle",
     "per_packet",
     "reflect",
+    "signature",
     "transmit",
 ]

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from afxdp_pool._native import ffi
+from afxdp_pool.columns import Columns, Fields, FiveTuple
 from afxdp_pool.errors import InvalidDescriptorError
 
 if TYPE_CHECKING:
@@ -36,11 +37,12 @@ class Batch:
         frame_size: bytes a frame of the Umem has, 0 when not known.
 
     Ownership: whoever holds the batch holds one reference to each of its frames. A batch given to a handler lends
-    them for the call only; ``copy()`` it before keeping packets beyond the call.
+    them for the call only, and is used again for the next call, with its arrays; ``copy()`` it before keeping packets
+    beyond the call.
     Concurrency: any one thread at a time.
     """
 
-    __slots__ = ("_count", "_descs", "_pointer", "data", "frame_size", "port")
+    __slots__ = ("_count", "_descs", "_fields", "_pointer", "_verdicts", "_views", "data", "frame_size", "port")
 
     def __init__(self, descs: npt.NDArray[Any], data: Bytes, port: Port | None = None, *, frame_size: int = 0) -> None:
         if descs.ndim != 1:
@@ -48,6 +50,9 @@ class Batch:
         self._descs = descs
         self._count = len(descs)
         self._pointer: Any = None
+        self._fields: Fields | None = None
+        self._verdicts: Bytes | None = None
+        self._views: tuple[Any, Any] | None = None
         self.data = data
         self.port = port
         self.frame_size = frame_size
@@ -103,12 +108,102 @@ class Batch:
     @property
     def addr(self) -> npt.NDArray[np.uint64]:
         """Where each packet starts, bytes into the Umem; shape ``(n,)``, uint64, writable."""
-        return self._descs["addr"]
+        return self._descs["addr"] if self._views is None else self._views[0]
 
     @property
     def len(self) -> npt.NDArray[np.uint32]:
         """The length of each packet in bytes; shape ``(n,)``, uint32, writable."""
-        return self._descs["len"]
+        return self._descs["len"] if self._views is None else self._views[1]
+
+    @property
+    def verdicts(self) -> Bytes:
+        """Room for a verdict a packet: shape ``(n,)``, uint8, all DROP at first.
+
+        In a handler it is the engine's own array: to fill it and return it costs no copy and no check of its form.
+        """
+        if self._verdicts is None:
+            self._verdicts = np.zeros(self._count, np.uint8)
+        return self._verdicts
+
+    # Header fields --------------------------------------------------------------------------------------------------
+
+    def load(
+        self,
+        offset: int,
+        dtype: npt.DTypeLike = np.uint8,
+        *,
+        base: npt.NDArray[Any] | None = None,
+        out: npt.NDArray[Any] | None = None,
+    ) -> npt.NDArray[Any]:
+        """One header field of every packet, as numbers in the machine's byte order; shape ``(n,)``.
+
+        A field that does not lie wholly within its packet reads as 0.
+
+        Args:
+            offset: where it starts, bytes from the start of the packet.
+            dtype: what it is in the packet: an integer of 1, 2, 4 or 8 bytes, such as ``">u2"``.
+            base: count from here in each packet instead of from its start; shape ``(n,)``, such as `FiveTuple.l4`.
+            out: where to write it; contiguous, shape ``(n,)``, of that dtype in the machine's byte order.
+
+        Without `base` and `out` the array is the batch's own, and the next `load` of that field fills it anew.
+
+        Raises:
+            ConfigError: no such dtype; an offset of 65536 or more; an `out` that does not fit.
+
+        >>> batch = Batch(np.array([(0, 3, 0, 0), (4, 1, 0, 0)], DESC), np.arange(8, dtype=np.uint8))
+        >>> batch.load(1, ">u2").tolist()
+        [258, 0]
+        """
+        return (self._fields or self._make_fields()).load(offset, dtype, base, out)
+
+    def store(
+        self,
+        offset: int,
+        dtype: npt.DTypeLike,
+        values: Any,
+        *,
+        base: npt.NDArray[Any] | None = None,
+        where: npt.NDArray[np.bool_] | None = None,
+    ) -> int:
+        """Write one header field of every packet; how many it was written to.
+
+        A field that does not lie wholly within its packet is not written.
+
+        Args:
+            offset, dtype, base: as for `load`.
+            values: one number, or one a packet.
+            where: write only to these packets; bool, shape ``(n,)``.
+
+        Raises:
+            ConfigError: as `load`; or `where` is no mask.
+        """
+        return (self._fields or self._make_fields()).store(offset, dtype, values, base, where)
+
+    def swap_macs(self, where: npt.NDArray[np.bool_] | None = None) -> int:
+        """Exchange source and destination MAC address of every packet, or those of the mask `where`; how many."""
+        return (self._fields or self._make_fields()).swap_macs(where)
+
+    def five_tuple(self) -> FiveTuple:
+        """Addresses, ports and protocol of every packet, as columns: IPv4 and IPv6, behind up to two VLAN tags.
+
+        The arrays are the batch's own, and the next call fills them anew.
+        """
+        return (self._fields or self._make_fields()).five_tuple()
+
+    def lend(self, pointer: Any, verdicts: Bytes, columns: Columns) -> None:
+        """Make this batch one over memory that stays where it is, for the loop that lends it again and again."""
+        self._pointer = pointer
+        self._verdicts = verdicts
+        self._views = self._descs["addr"], self._descs["len"]
+        self._fields = Fields(columns, pointer, self._count)
+
+    def _make_fields(self) -> Fields:
+        if self.data.dtype != np.uint8 or not self.data.flags.c_contiguous or not self.data.flags.writeable:
+            raise InvalidDescriptorError("the batch's memory is not plain writable bytes")
+        made = Fields(Columns(self.data, self._count), self.pointer, self._count)
+        if self._pointer is not None:  # else it is a copy of descriptors that may change
+            self._fields = made
+        return made
 
     def frames(self, frame_size: int) -> list[int]:
         """The number of the frame each packet lies in, given the Umem's frame size."""

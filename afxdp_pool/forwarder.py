@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from afxdp_pool._native import ffi, lib
-from afxdp_pool.batch import DESC, Batch
+from afxdp_pool.batch import Batch
 from afxdp_pool.binding import link_gone
 from afxdp_pool.config import check_batch
 from afxdp_pool.errors import (
@@ -29,10 +29,10 @@ from afxdp_pool.errors import (
     LinkGoneError,
     PoolClosedError,
     PoolError,
-    VerdictError,
     WrongThreadError,
 )
-from afxdp_pool.handlers import DROP, FORWARD, TX, Handler, write_verdicts
+from afxdp_pool.handlers import DROP, FORWARD, TX, Handler
+from afxdp_pool.handling import bad_verdicts, slices
 from afxdp_pool.port import Port
 from afxdp_pool.report import Report, make_report
 from afxdp_pool.routes import Route, Template, mac
@@ -216,7 +216,7 @@ class Forwarder(Runner):
         mine = [pool for pool in self.pools if not pool.owner_tid]
         end = lib.afp_now_ns() + int(min(max(duration, 0.0), 1e9) * 1e9) if duration is not None else 1 << 62
         engine.packet_limit = engine.received + packets if packets else 0
-        one_slice = self._run_handler if self.handler else lib.afp_engine_run
+        one_slice = slices(self.handler, engine, self.umem, self.ports) if self.handler else lib.afp_engine_run
         for pool in mine:
             pool.bind()
         self._started, self._stopped = time.monotonic(), 0.0
@@ -250,31 +250,6 @@ class Forwarder(Runner):
                     pool.unbind()
             self._stopped = time.monotonic()
         return self.snapshot()
-
-    def _run_handler(self, engine: Any, end_ns: int) -> int:
-        handler = self.handler
-        assert handler is not None
-        # Views of the engine's memory; they keep it alive, should a handler keep one of them.
-        memory = ffi.buffer(engine)
-        descs = np.frombuffer(memory, DESC, lib.AFP_BATCH_MAX, ffi.offsetof("struct afp_engine", "descs"))
-        verdicts = np.frombuffer(memory, np.uint8, lib.AFP_BATCH_MAX, ffi.offsetof("struct afp_engine", "verdicts"))
-        data, ports, frame_size = self.umem.data, self.ports, self.umem.frame_size
-        while (why := lib.afp_engine_poll(engine, end_ns)) == lib.AFP_RAN_BATCH:
-            n = engine.busy_n
-            batch = Batch(descs[:n], data, ports[engine.busy_port], frame_size=frame_size)
-            write_verdicts(handler(batch), verdicts[:n])  # or it raises, and the drain drops the batch
-            self._require_ports()
-            bad = lib.afp_engine_dispatch(engine)
-            if bad:
-                raise VerdictError(
-                    f"the handler returned {bad} verdicts that lead to no port that sends; their packets were dropped",
-                    hint=f"this forwarder's ports are 0 to {len(ports) - 1}",
-                )
-            if engine.packet_limit and engine.received >= engine.packet_limit:
-                return int(lib.AFP_RAN_COUNT)
-            if lib.afp_now_ns() >= end_ns:
-                return int(lib.AFP_RAN_DEADLINE)
-        return int(why)
 
     def hand_over(self, batch: Batch, port: Port) -> None:
         """Let this worker send `batch` out of `port`, one of its own. Batches go in the order they were handed over.
@@ -335,6 +310,8 @@ class Forwarder(Runner):
         if why == lib.AFP_RAN_ERROR:
             failed = self.ports[engine.failed_port]
             raise link_gone(failed.name, int(failed.native.error))
+        if why == lib.AFP_RAN_VERDICT:
+            raise bad_verdicts(engine.bad_verdicts, len(self.ports))
         if why == lib.AFP_RAN_WRONG_THREAD:
             for pool in self.pools:
                 _ = pool.native  # raises when it was closed

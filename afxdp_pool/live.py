@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from afxdp_pool import netdev as netdevs
 from afxdp_pool._native import ffi, lib
-from afxdp_pool.bpf import BpfObject, failure
-from afxdp_pool.errors import AfXdpError, ModeUnsupportedError
+from afxdp_pool.bpf import BpfObject, failure, run
+from afxdp_pool.errors import AfXdpError, ModeUnsupportedError, PrivilegeError
 from afxdp_pool.memory import BpfMemory
 from afxdp_pool.resident import Resident
 from afxdp_pool.stats import LiveStats, live_stats
@@ -33,6 +33,10 @@ log = logging.getLogger("afxdp_pool")
 LARGEST_UMEM = 1 << 29
 #: Bytes of the longest packet that goes live; longer ones go by the socket.
 LONGEST = int(lib.AFP_LIVE_LONGEST)
+#: The same where the kernel is built with more fragments a packet (CONFIG_MAX_SKB_FRAGS up to 45).
+LONGEST_WITH_MORE_FRAGMENTS = 2900
+#: Bytes of an Ethernet header with a VLAN tag: what a device takes beyond its MTU (xdp_ok_fwd_dev(), net/core/dev.h).
+BEYOND_MTU = 18
 _TROUBLES = {
     lib.AFP_LIVE_SILENT: "the other end takes no redirected frames (a veth's peer needs an XDP program, or GRO on)",
     lib.AFP_LIVE_UNABLE: "the device refuses redirected frames",
@@ -90,6 +94,13 @@ class LiveTransmit:
         except BaseException as error:
             self._undo.close()
             if isinstance(error, AfXdpError) and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.ENOENT):
+                if not _may_trace():  # the verifier says of a helper only that this program cannot use it
+                    raise PrivilegeError(
+                        subject=self.name,
+                        doing="loading the program for live transmit",
+                        errno=errno.EPERM,
+                        hint="run as root, or grant CAP_PERFMON",
+                    ) from error
                 raise ModeUnsupportedError(
                     "this kernel has no live-frame transmit", subject=self.name, errno=error.errno, hint=str(error)
                 ) from error
@@ -97,6 +108,7 @@ class LiveTransmit:
         self.native = ffi.new("struct afp_live *")
         least = 1 if only else lib.AFP_LIVE_LEAST
         lib.afp_live_init(self.native, self._ring, self._object.program("live_transmit"), least)
+        self.native.longest = self._longest
 
     def _load(self, umem: Umem, memory: BpfMemory, netdev: netdevs.Netdev, netns: str | None) -> None:
         self._object = self._undo.enter_context(BpfObject("live_transmit"))
@@ -114,6 +126,8 @@ class LiveTransmit:
         self._undo.callback(Resident(self._object.program("live_transmit")).close)
         mapping = self._object.map("live_ring").mmap()
         self._undo.callback(_unmap, mapping)
+        # Packets that the device is not given, it would not count either.
+        self._longest = min(_longest(self._object.program("live_transmit")), netdev.mtu + BEYOND_MTU)
         self._ring = ffi.cast("struct afp_live_ring *", ffi.from_buffer(mapping))
         self._mapping = mapping
 
@@ -132,6 +146,30 @@ def describe(native: Any) -> str:
     """The last trouble of a C live transmitter, as a sentence; empty for none."""
     text = _TROUBLES.get(native.trouble, "")
     return f"{text} ({os.strerror(native.error)})" if text and native.error else text
+
+
+def _may_trace() -> bool:
+    """Whether this thread has CAP_PERFMON, or CAP_SYS_ADMIN, which stands in for it."""
+    with open("/proc/thread-self/status") as status:
+        effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    return bool(effective & (1 << 38 | 1 << 21))
+
+
+def _longest(program: int) -> int:
+    """Bytes of the longest packet that a run takes, found by runs with nothing to send.
+
+    Raises:
+        AfXdpError: a run is not possible.
+    """
+    for longest in (LONGEST, LONGEST_WITH_MORE_FRAGMENTS):
+        try:
+            run(program, bytes(longest), live=True)
+        except AfXdpError as error:
+            if error.errno != errno.EINVAL or longest != LONGEST:
+                raise
+        else:
+            break
+    return longest
 
 
 def _unmap(mapping: mmap.mmap) -> None:

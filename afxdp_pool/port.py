@@ -238,7 +238,8 @@ class Port:
             except AfXdpError as error:
                 if demanded:
                     raise
-                refused = Refused(str(error))
+                log.debug("%s: no live transmit: %s", self.name, error)
+                refused = Refused(str(error).partition("\n")[0])  # what the verifier said is in the lines below
             else:
                 lib.afp_port_set_live(self._port, self._live.native)
                 return
@@ -377,7 +378,15 @@ class Port:
         return sent
 
     def complete(self, n: int = 64) -> int:
-        """Take up to `n` completions: each frame goes home to the pool that owns it. Returns how many."""
+        """Take up to `n` completions: each frame goes home to the pool that owns it. Returns how many.
+
+        Frames that went live are home already, and are counted here all the same. What still waits to go is kicked.
+
+        Raises:
+            LinkGoneError: as `kick`, of a port that transmits live.
+        """
+        if self._live is not None and self.ring_levels()["tx"]:
+            self.kick()
         return int(lib.afp_port_complete(self.native, check_count(n)))
 
     def kick(self) -> None:

@@ -25,6 +25,8 @@ SOURCES = (
     "live.c",
     "generate.c",
     "engine.c",
+    "handler.c",
+    "fields.c",
     "bpf_glue.c",
 )
 PACKAGES = {
@@ -52,7 +54,7 @@ for cdef in ("cdef.h", "cdef_bpf.h"):
 
 ffi.set_source(
     "afxdp_pool._native._ffi",
-    '#include "engine.h"\n#include "bpf_glue.h"\n',
+    '#include "engine.h"\n#include "fields.h"\n#include "bpf_glue.h"\n',
     # Relative, because setuptools refuses absolute paths; the build runs in the project's root.
     sources=[f"afxdp_pool/_native/{name}" for name in SOURCES],
     depends=[str(path) for path in sorted(HERE.glob("*.h"))],

@@ -91,6 +91,8 @@ int afp_port_kernel_stats(const struct afp_port *port, uint64_t *out);
 #define AFP_LIVE_RING ...
 #define AFP_LIVE_LEAST ...
 #define AFP_LIVE_LONGEST ...
+#define AFP_LIVE_SLICE ...
+#define AFP_LIVE_POOLS ...
 enum afp_trouble { AFP_LIVE_FINE, AFP_LIVE_SILENT, AFP_LIVE_UNABLE, AFP_LIVE_FAILED, AFP_LIVE_POOLED };
 struct xdp_desc { uint64_t addr; uint32_t len; uint32_t options; };
 struct afp_live_ring {
@@ -101,7 +103,7 @@ struct afp_live_ring {
 struct afp_live_stats {
 	uint64_t frames, delivered, dropped, resent, slices, stalls, longest_ns, pools_left, pools_left_most;
 };
-struct afp_live { struct afp_live_ring *ring; uint32_t least; int trouble; int error; ...; };
+struct afp_live { struct afp_live_ring *ring; uint32_t home, least, longest, held; uint64_t not_before_ns; int trouble; int error; ...; };
 typedef int (*afp_live_run)(struct afp_live *live, uint32_t n, uint32_t longest);
 void afp_live_init(struct afp_live *live, struct afp_live_ring *ring, int program, uint32_t least);
 void afp_live_play(struct afp_live *live, afp_live_run run, void *user);
@@ -138,7 +140,7 @@ struct afp_generator {
 	uint64_t sent;
 	uint64_t started_ns;
 };
-enum afp_why { AFP_RAN_DEADLINE, AFP_RAN_STOP, AFP_RAN_COUNT, AFP_RAN_BATCH, AFP_RAN_ERROR, AFP_RAN_WRONG_THREAD };
+enum afp_why { AFP_RAN_DEADLINE, AFP_RAN_STOP, AFP_RAN_COUNT, AFP_RAN_BATCH, AFP_RAN_ERROR, AFP_RAN_WRONG_THREAD, AFP_RAN_VERDICT };
 struct afp_engine_stats { uint64_t rounds, idle_rounds, sleeps, dropped, reflected, forwarded, kept, refused; };
 struct afp_engine {
 	uint32_t nports, batch;
@@ -149,6 +151,7 @@ struct afp_engine {
 	int failed_port;
 	struct afp_desc descs[1024];
 	uint8_t verdicts[1024];
+	uint32_t bad_verdicts;
 	...;
 };
 int afp_engine_init(struct afp_engine *e, struct afp_table *t, uint32_t batch, uint32_t spin);
@@ -157,8 +160,9 @@ int afp_engine_add(struct afp_engine *e, struct afp_port *port);
 void afp_engine_stop(struct afp_engine *e);
 void afp_engine_clear_stop(struct afp_engine *e);
 int afp_engine_run(struct afp_engine *e, uint64_t deadline_ns);
-int afp_engine_poll(struct afp_engine *e, uint64_t deadline_ns);
-uint32_t afp_engine_dispatch(struct afp_engine *e);
+typedef void (*afp_handler)(struct afp_desc *descs, uint32_t n, uint8_t *umem, uint64_t size, uint8_t *verdicts, uint32_t port, void *user);
+int afp_engine_run_compiled(struct afp_engine *e, uint64_t deadline_ns, afp_handler handler, void *user);
+int64_t afp_engine_turn(struct afp_engine *e, uint64_t deadline_ns, int all);
 uint32_t afp_engine_drain(struct afp_engine *e, uint64_t deadline_ns);
 void afp_engine_read_stats(const struct afp_engine *e, struct afp_engine_stats *out);
 uint64_t afp_now_ns(void);
@@ -169,3 +173,19 @@ int afp_pool_alloc_fragments(struct afp_pool *p, struct afp_desc *out, uint32_t 
 typedef void (*afp_pool_hook)(void *user, int event, const uint32_t *frames, uint32_t n);
 void afp_pool_set_hook(struct afp_pool *p, afp_pool_hook hook, void *user);
 extern "Python" void afp_python_hook(void *user, int event, const uint32_t *frames, uint32_t n);
+
+/* fields.h */
+struct afp_packets { const struct afp_desc *descs; uint8_t *area; uint64_t size; uint32_t n; };
+struct afp_five_tuple {
+	uint32_t *src, *dst;
+	uint64_t *src6, *dst6;
+	uint16_t *sport, *dport;
+	uint8_t *proto;
+	uint8_t *version;
+	uint32_t *l4;
+	uint8_t *valid;
+};
+void afp_load(const struct afp_packets *p, const uint32_t *base, uint32_t offset, uint32_t width, int swap, void *out);
+uint32_t afp_store(const struct afp_packets *p, const uint32_t *base, uint32_t offset, uint32_t width, int swap, const void *values, const uint8_t *where);
+uint32_t afp_swap_macs(const struct afp_packets *p, const uint8_t *where);
+void afp_five_tuples(const struct afp_packets *p, const struct afp_five_tuple *out);

@@ -46,6 +46,7 @@ int bpf_map_delete_elem(int fd, const void *key);
 int bpf_prog_get_fd_by_id(uint32_t id);
 int bpf_map_get_fd_by_id(uint32_t id);
 int bpf_link_get_fd_by_id(uint32_t id);
+int bpf_prog_get_next_id(uint32_t start_id, uint32_t *next_id);
 int bpf_link_get_next_id(uint32_t start_id, uint32_t *next_id);
 int bpf_link_detach(int link_fd);
 int bpf_raw_tracepoint_open(const char *name, int prog_fd);

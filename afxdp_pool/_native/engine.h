@@ -45,11 +45,14 @@ struct afp_generator {
 	uint64_t started_ns;      /* out: CLOCK_MONOTONIC */
 };
 
-enum afp_why { AFP_RAN_DEADLINE, AFP_RAN_STOP, AFP_RAN_COUNT, AFP_RAN_BATCH, AFP_RAN_ERROR, AFP_RAN_WRONG_THREAD };
+enum afp_why {
+	AFP_RAN_DEADLINE, AFP_RAN_STOP, AFP_RAN_COUNT, AFP_RAN_BATCH, AFP_RAN_ERROR, AFP_RAN_WRONG_THREAD,
+	AFP_RAN_VERDICT, /* a handler's verdicts meant nothing: `bad_verdicts` of the last batch, which were dropped */
+};
 
 struct afp_engine_stats {
 	uint64_t rounds, idle_rounds, sleeps;
-	uint64_t dropped, reflected, forwarded, kept;
+	uint64_t dropped, reflected, forwarded, kept; /* reflected: out of the port it came from, by whichever verdict */
 	uint64_t refused; /* descriptors that a handler spoiled, or verdicts that mean nothing: dropped */
 };
 
@@ -74,7 +77,14 @@ struct afp_engine {
 	uint8_t verdicts[AFP_BATCH_MAX];
 	/* What was received, out of the handler's reach: a spoiled descriptor does not lose its frame. */
 	struct afp_desc origin[AFP_BATCH_MAX];
+	uint32_t bad_verdicts;
+	uint32_t hold; /* under load a handler's packets wait for so many to be sent live: more, when it is quick */
 };
+
+/* A compiled handler, called once a batch without the interpreter: n packets in `descs`, which lie in `size` bytes at `umem`;
+ * a verdict for each into `verdicts`, DROP where it writes none; `port`, the number they came from; `user`, its own. */
+typedef void (*afp_handler)(struct afp_desc *descs, uint32_t n, uint8_t *umem, uint64_t size, uint8_t *verdicts, uint32_t port,
+			    void *user);
 
 /* 0 or a negative errno. The struct's memory is the caller's: a handler's views of it may outlive the engine. */
 int afp_engine_init(struct afp_engine *e, struct afp_table *t, uint32_t batch, uint32_t spin);
@@ -89,8 +99,14 @@ void afp_engine_clear_stop(struct afp_engine *e);
 int afp_engine_run(struct afp_engine *e, uint64_t deadline_ns);
 /* For handlers: wait for one batch. AFP_RAN_BATCH: it is in descs[0..busy_n), of port busy_port, held by the caller. */
 int afp_engine_poll(struct afp_engine *e, uint64_t deadline_ns);
-/* Carry out verdicts[0..busy_n) over descs[0..busy_n). How many of them meant nothing. */
+/* Carry out verdicts[0..busy_n) over descs[0..busy_n). How many of them meant nothing. Packets that leave by one port keep
+ * their order. */
 uint32_t afp_engine_dispatch(struct afp_engine *e);
+/* handler.c: the loop with a compiled handler: an enum afp_why, as afp_engine_run(). */
+int afp_engine_run_compiled(struct afp_engine *e, uint64_t deadline_ns, afp_handler handler, void *user);
+/* For Python: dispatch() what the last call brought, its verdicts all `all` unless that is negative, then poll(). The next
+ * batch, as port << 16 | n, or the complement of an enum afp_why. */
+int64_t afp_engine_turn(struct afp_engine *e, uint64_t deadline_ns, int all);
 /* Receive no more; drop what poll() returned and dispatch() never saw; send and complete what is under way, until nothing is or the deadline. Frames still in TX. */
 uint32_t afp_engine_drain(struct afp_engine *e, uint64_t deadline_ns);
 void afp_engine_read_stats(const struct afp_engine *e, struct afp_engine_stats *out);

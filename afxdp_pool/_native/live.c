@@ -35,6 +35,7 @@ void afp_live_init(struct afp_live *live, struct afp_live_ring *ring, int progra
 	live->ring = ring;
 	live->program = program;
 	live->least = least;
+	live->longest = AFP_LIVE_LONGEST;
 	live->run = run_program;
 	live->home = ring->producer = ring->consumer;
 }
@@ -56,6 +57,19 @@ void afp_live_read_stats(const struct afp_live *live, struct afp_live_stats *out
 void afp_port_set_live(struct afp_port *port, struct afp_live *live)
 {
 	port->live = live;
+}
+
+uint32_t afp_live_tell(struct afp_live *live, uint32_t n)
+{
+	n = n < live->untold ? n : live->untold;
+	live->untold -= n;
+	return n;
+}
+
+void afp_live_forget(struct afp_live *live)
+{
+	live->home = live->ring->consumer = live->ring->producer;
+	live->untold = 0;
 }
 
 static void highest(_Atomic uint64_t *stat, uint64_t value)
@@ -82,6 +96,11 @@ static bool bring_home(struct afp_port *port)
 	return live->home == live->ring->consumer;
 }
 
+static inline bool goes_live(const struct afp_live *live, uint32_t len)
+{
+	return len >= AFP_LIVE_MINIMUM && len <= live->longest;
+}
+
 /* Packets at the head of the stage that one run can take, and the longest of them; or, if *live_ones is false, that it can't. */
 static uint32_t head_of(const struct afp_live *live, uint32_t n, bool *live_ones, uint32_t *longest)
 {
@@ -89,11 +108,11 @@ static uint32_t head_of(const struct afp_live *live, uint32_t n, bool *live_ones
 	uint32_t at = live->ring->consumer, i, most = AFP_LIVE_SHORTEST;
 
 	n = n < AFP_LIVE_SLICE ? n : AFP_LIVE_SLICE;
-	*live_ones = desc[at & (AFP_LIVE_RING - 1)].len <= AFP_LIVE_LONGEST;
+	*live_ones = goes_live(live, desc[at & (AFP_LIVE_RING - 1)].len);
 	for (i = 0; i < n; i++) {
 		uint32_t len = desc[(at + i) & (AFP_LIVE_RING - 1)].len;
 
-		if ((len <= AFP_LIVE_LONGEST) != *live_ones)
+		if (goes_live(live, len) != *live_ones)
 			break;
 		most = len > most ? len : most;
 	}
@@ -186,7 +205,7 @@ static enum way choose(struct afp_port *port, uint32_t n, uint64_t now)
 	/* What went by the socket leaves first. */
 	under_way = port_in_tx(port) - (live->ring->producer - live->home);
 	if (unlikely(under_way)) {
-		under_way -= afp_port_complete(port, under_way);
+		under_way -= afp_socket_complete(port, under_way);
 		if (under_way && !live->waiting_ns)
 			live->waiting_ns = now;
 		if (under_way)
@@ -198,9 +217,15 @@ static enum way choose(struct afp_port *port, uint32_t n, uint64_t now)
 
 int afp_live_kick(struct afp_port *port)
 {
+	const uint64_t completed = port_count(port, P_COMPLETED);
 	struct afp_live *live = port->live;
-	int err = ring_pending(&port->tx) ? afp_socket_kick(port) : 0;
+	int err = 0;
 
+	if (unlikely(!port->tx.ring))
+		return 0;
+	live->held = 0;
+	if (ring_pending(&port->tx))
+		err = afp_socket_kick(port);
 	while (!err && bring_home(port) && live_staged(live)) {
 		uint64_t now = afp_now_ns();
 		uint32_t longest, n;
@@ -218,5 +243,6 @@ int afp_live_kick(struct afp_port *port)
 		if (!n || ring_pending(&port->tx))
 			break; /* the rest next time: completions make room */
 	}
+	live->untold += (uint32_t)(port_count(port, P_COMPLETED) - completed);
 	return err;
 }

@@ -31,7 +31,8 @@
 #define AFP_LIVE_LEAST 20
 #define AFP_LIVE_BATCH 64     /* frames the kernel handles at once, before it lets the receiver run */
 #define AFP_LIVE_SHORTEST 64  /* bytes of page a run asks for at least: the program copies so many at once */
-#define AFP_LIVE_LONGEST 3300 /* bytes; what fits a page beside the kernel's own (xdp_page_head, skb_shared_info) */
+#define AFP_LIVE_LONGEST 3300 /* bytes; what fits a page beside the kernel's own (xdp_page_head, skb_shared_info): 3408 */
+#define AFP_LIVE_MINIMUM 14   /* bytes; an XDP program cannot make a packet shorter */
 /*
  * Pages of a run can outlive it, in the queue of a receiver that has a thread of its own, say. The kernel then keeps the run's
  * page_pool for a second or more. While some are left only large slices go live, and few of them; above this none.
@@ -89,7 +90,10 @@ typedef int (*afp_live_run)(struct afp_live *live, uint32_t n, uint32_t longest)
 struct afp_live {
 	struct afp_live_ring *ring;
 	uint32_t home;
-	uint32_t least;  /* frames a slice takes at least: AFP_LIVE_LEAST, or 1 when nothing may go by the socket */
+	uint32_t least;   /* frames a slice takes at least: AFP_LIVE_LEAST, or 1 when nothing may go by the socket */
+	uint32_t longest; /* bytes of the longest packet that goes live: AFP_LIVE_LONGEST, or less */
+	uint32_t untold;  /* completions that came in with a kick, and that afp_port_complete() has not returned yet */
+	uint32_t held;    /* rounds of the engine that the stage was left to grow */
 	int program;     /* descriptor of live_transmit */
 	int trouble;     /* enum afp_trouble: why the socket is used just now, or was last */
 	int error;       /* the errno that goes with it, 0 = none */
@@ -103,13 +107,17 @@ struct afp_live {
 enum afp_live_stat { L_FRAMES, L_DELIVERED, L_DROPPED, L_RESENT, L_SLICES, L_STALLS, L_LONGEST, L_POOLS, L_POOLS_MOST };
 
 struct afp_port;
-/* Send this port's packets through `live` too, from here; NULL: no more. What is staged goes by the socket. Thread of the port. */
+/* Send this port's packets through `live` too, from here on until it closes. Nothing is sent yet. Thread of the port. */
 void afp_port_set_live(struct afp_port *port, struct afp_live *live);
 void afp_live_init(struct afp_live *live, struct afp_live_ring *ring, int program, uint32_t least);
 void afp_live_read_stats(const struct afp_live *live, struct afp_live_stats *out);
 /* Send what is staged, one way or the other: as afp_port_kick(), which calls it. */
 int afp_live_kick(struct afp_port *port);
-/* The same in a test's hands: Python plays the kernel. */
+/* Up to n of the completions that came in with kicks, told once. */
+uint32_t afp_live_tell(struct afp_live *live, uint32_t n);
+/* Nothing is staged any more: the port closes, and takes the frames back. */
+void afp_live_forget(struct afp_live *live);
+/* In place of BPF_PROG_RUN: a test plays the program and the kernel. */
 void afp_live_play(struct afp_live *live, afp_live_run run, void *user);
 
 static inline uint32_t live_staged(const struct afp_live *live)

@@ -274,6 +274,13 @@ uint32_t afp_port_come_home(struct afp_port *port, const struct xdp_desc *ring, 
 
 uint32_t afp_port_complete(struct afp_port *port, uint32_t n)
 {
+	uint32_t told = port->live ? afp_live_tell(port->live, n) : 0;
+
+	return told + afp_socket_complete(port, n - told);
+}
+
+uint32_t afp_socket_complete(struct afp_port *port, uint32_t n)
+{
 	uint64_t before = port_count(port, P_COMPLETED);
 	uint32_t index = 0, done;
 

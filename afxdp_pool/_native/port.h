@@ -97,7 +97,9 @@ uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, 
 uint32_t afp_port_complete(struct afp_port *port, uint32_t n);
 /* Tell the kernel that there is something to send. 0, or a negative errno that will not go away by trying again. */
 int afp_port_kick(struct afp_port *port);
-int afp_socket_kick(struct afp_port *port); /* the same for what is in the TX ring */
+/* The same for what is in the TX ring, and in COMPLETION. */
+int afp_socket_kick(struct afp_port *port);
+uint32_t afp_socket_complete(struct afp_port *port, uint32_t n);
 /* Frames this port had sent come home, their addresses first in the entries of a ring; how many did. Fewer: no memory to post. */
 uint32_t afp_port_come_home(struct afp_port *port, const struct xdp_desc *ring, uint32_t mask, uint32_t index, uint32_t n);
 void afp_port_wake_rx(struct afp_port *port);

@@ -209,6 +209,8 @@ void afp_port_close(struct afp_port *port)
 	/* Completions that are there already are worth more than a reclaim: they are counted as sent. */
 	while (afp_port_complete(port, AFP_REFILL))
 		;
+	if (port->live)
+		afp_live_forget(port->live);
 	close_socket(port);
 }
 

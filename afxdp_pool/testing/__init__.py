@@ -2,11 +2,13 @@
 
 from afxdp_pool.testing.lab import Lab, LabLink, VethPair
 from afxdp_pool.testing.latency import LatencyProbe, LatencyReport
+from afxdp_pool.testing.live import FakeLive
 from afxdp_pool.testing.rings import FakeKernel
 from afxdp_pool.testing.traffic import FlowReport, Sink, SinkReport, Source, SourceReport
 
 __all__ = [
     "FakeKernel",
+    "FakeLive",
     "FlowReport",
     "Lab",
     "LabLink",

@@ -252,6 +252,105 @@ static void the_generator_sends_count_packets(struct afp_table *t)
 	clear(&b);
 }
 
+struct spoiler {
+	uint64_t x;
+	uint32_t batches, stop_after;
+	struct afp_engine *e;
+};
+
+/* A compiled handler that does its worst: verdicts that mean nothing, descriptors of other frames, or of none. */
+static void spoil(struct afp_desc *descs, uint32_t n, uint8_t *umem, uint64_t size, uint8_t *verdicts, uint32_t port, void *user)
+{
+	struct spoiler *s = user;
+
+	CHECK(port < 2 && size == (uint64_t)FRAMES * FRAME_SIZE);
+	for (uint32_t i = 0; i < n; i++) {
+		CHECK_EQ(verdicts[i], AFP_DROP);
+		s->x ^= s->x << 13;
+		s->x ^= s->x >> 7;
+		s->x ^= s->x << 17;
+		umem[descs[i].addr] = (uint8_t)s->x;
+		verdicts[i] = (uint8_t[]){0, 1, 0x80, 0x81}[s->x & 3];
+		if (s->x % 97 == 0)
+			verdicts[i] = 0x85;
+		if (s->x % 7 == 0)
+			descs[i].addr = s->x % 5 ? descs[s->x % n].addr : s->x;
+		if (s->x % 11 == 0)
+			descs[i].len = (uint32_t)s->x;
+	}
+	if (++s->batches == s->stop_after)
+		afp_engine_stop(s->e);
+}
+
+static void no_compiled_handler_can_lose_a_frame(struct afp_table *t)
+{
+	struct bench b = set(t, 16);
+	struct spoiler s = {.x = 88172645463325252ull, .e = b.e};
+	uint32_t total = 0, bad = 0;
+
+	CHECK_EQ(afp_engine_run_compiled(b.e, 0, spoil, &s), AFP_RAN_DEADLINE);
+	for (int round = 0; round < 2000; round++) {
+		uint32_t n = fake_waiting(b.port[round & 1], FILL);
+		int why;
+
+		n = n < 40 ? n : 40;
+		fake_deliver(t, b.port[round & 1], n, 64, 0);
+		total += n;
+		while ((why = afp_engine_run_compiled(b.e, 0, spoil, &s)) == AFP_RAN_VERDICT)
+			bad += b.e->bad_verdicts;
+		CHECK_EQ(why, AFP_RAN_DEADLINE);
+		CHECK_EQ(b.e->busy_n, 0);
+		fake_send(b.port[0]);
+		fake_send(b.port[1]);
+		if (round % 100 == 0)
+			check_whole(t);
+	}
+	while (fake_waiting(b.port[0], RX) || fake_waiting(b.port[1], RX)) {
+		int why = afp_engine_run_compiled(b.e, 0, spoil, &s);
+
+		CHECK(why == AFP_RAN_DEADLINE || why == AFP_RAN_VERDICT);
+		bad += why == AFP_RAN_VERDICT ? b.e->bad_verdicts : 0;
+		fake_send(b.port[0]);
+		fake_send(b.port[1]);
+	}
+	CHECK(total > 10000 && bad > 10);
+	CHECK_EQ(stats(&b).dropped + stats(&b).reflected + stats(&b).forwarded + stats(&b).refused, total);
+	CHECK(stats(&b).refused > bad);
+	fake_deliver(t, b.port[0], 8, 64, 0);
+	s.stop_after = s.batches + 1;
+	CHECK_EQ(afp_engine_run_compiled(b.e, UINT64_MAX, spoil, &s), AFP_RAN_STOP);
+	CHECK_EQ(audit(t).state[AFP_APP], 0);
+	fake_send(b.port[0]);
+	fake_send(b.port[1]);
+	CHECK_EQ(afp_engine_drain(b.e, UINT64_MAX), 0);
+	clear(&b);
+}
+
+/* A turn: the verdicts of the last batch carried out, the next one brought. */
+static void one_call_a_batch(struct afp_table *t)
+{
+	struct bench b = set(t, 4);
+
+	CHECK_EQ(afp_engine_turn(b.e, 0, -1), ~(int64_t)AFP_RAN_DEADLINE);
+	fake_deliver(t, b.port[1], 12, 64, 0);
+	CHECK_EQ(afp_engine_turn(b.e, UINT64_MAX, -1), 1 << 16 | 4);
+	CHECK_EQ(afp_engine_turn(b.e, UINT64_MAX, AFP_REFLECT), 1 << 16 | 4);
+	CHECK_EQ(stats(&b).reflected, 4);
+	b.e->verdicts[2] = AFP_FORWARD | 0;
+	CHECK_EQ(afp_engine_turn(b.e, UINT64_MAX, -1), 1 << 16 | 4);
+	CHECK_EQ(stats(&b).dropped, 3);
+	CHECK_EQ(stats(&b).forwarded, 1);
+	CHECK_EQ(afp_engine_turn(b.e, UINT64_MAX, 3), ~(int64_t)AFP_RAN_VERDICT);
+	CHECK_EQ(b.e->bad_verdicts, 4);
+	b.e->packet_limit = 14;
+	fake_deliver(t, b.port[0], 4, 64, 0);
+	CHECK_EQ(afp_engine_turn(b.e, UINT64_MAX, -1), 4);
+	CHECK_EQ(afp_engine_turn(b.e, UINT64_MAX, AFP_DROP), ~(int64_t)AFP_RAN_COUNT);
+	CHECK_EQ(fake_send(b.port[0]) + fake_send(b.port[1]), 5);
+	CHECK_EQ(afp_engine_drain(b.e, UINT64_MAX), 0);
+	clear(&b);
+}
+
 static void more_ports_than_an_engine_has_are_refused(struct afp_table *t)
 {
 	struct afp_engine *e = calloc(1, sizeof(*e));
@@ -272,6 +371,8 @@ static const struct test tests[] = {
 	{"back_pressure_leaves_packets_in_rx", back_pressure_leaves_packets_in_rx, 0},
 	{"no_handler_can_lose_a_frame", no_handler_can_lose_a_frame, 0},
 	{"a_handler_is_only_given_what_every_port_can_send", a_handler_is_only_given_what_every_port_can_send, 0},
+	{"no_compiled_handler_can_lose_a_frame", no_compiled_handler_can_lose_a_frame, 0},
+	{"one_call_a_batch", one_call_a_batch, 0},
 	{"ports_take_turns", ports_take_turns, 0},
 	{"stop_and_limits_end_a_run", stop_and_limits_end_a_run, 0},
 	{"the_generator_sends_count_packets", the_generator_sends_count_packets, 0},

@@ -1,0 +1,84 @@
+"""The forwarder's loop with a handler: batches lent out of the engine's memory, verdicts carried out.
+
+It owns the `Batch` objects of a run: one for each number of packets and port that came up, used again and again with
+their arrays, so that a run under way allocates nothing. Invariant: whatever a handler does with a batch or keeps of it,
+the frames it brought are accounted for by the engine's own copy of the descriptors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from afxdp_pool._native import ffi, lib
+from afxdp_pool.batch import DESC, Batch
+from afxdp_pool.columns import Columns
+from afxdp_pool.compiling import Compiled
+from afxdp_pool.errors import VerdictError
+from afxdp_pool.handlers import Handler, write_verdicts
+from afxdp_pool.port import Port
+from afxdp_pool.umem import Umem
+
+#: Runs the engine until a time (CLOCK_MONOTONIC, ns): an ``enum afp_why``.
+Slice = Callable[[Any, int], int]
+
+
+class _Lent(dict[int, Batch]):
+    """The batches of a run, by what `afp_engine_turn` returns: port << 16 | packets."""
+
+    def __init__(self, engine: Any, umem: Umem, ports: Sequence[Port]) -> None:
+        super().__init__()
+        # Views of the engine's memory; they keep it alive, should a handler keep one of them.
+        memory = ffi.buffer(engine)
+        self._descs = np.frombuffer(memory, DESC, lib.AFP_BATCH_MAX, ffi.offsetof("struct afp_engine", "descs"))
+        self._verdicts = np.frombuffer(
+            memory, np.uint8, lib.AFP_BATCH_MAX, ffi.offsetof("struct afp_engine", "verdicts")
+        )
+        self._pointer = ffi.from_buffer("struct afp_desc[]", self._descs)
+        self._columns = Columns(umem.data, engine.batch)
+        self._umem = umem
+        self._ports = ports
+
+    def __missing__(self, code: int) -> Batch:
+        n = code & 0xFFFF
+        batch = Batch(self._descs[:n], self._umem.data, self._ports[code >> 16], frame_size=self._umem.frame_size)
+        batch.lend(self._pointer, self._verdicts[:n], self._columns)
+        self[code] = batch
+        return batch
+
+
+def slices(handler: Handler, engine: Any, umem: Umem, ports: Sequence[Port]) -> Slice:
+    """The loop that asks `handler`: a function that runs it for a slice of time, raising what the handler raises."""
+    if isinstance(handler, Compiled):
+        function, user = handler.function, handler.user_pointer
+        return lambda engine, end_ns: int(lib.afp_engine_run_compiled(engine, end_ns, function, user))
+    lent = _Lent(engine, umem, ports)
+    turn = lib.afp_engine_turn
+
+    def one_slice(engine: Any, end_ns: int) -> int:
+        alike = -1
+        while (code := turn(engine, end_ns, alike)) >= 0:
+            batch = lent[code]
+            verdicts = handler(batch)  # or it raises, and the drain drops the batch
+            alike = -1
+            if verdicts is not batch._verdicts:
+                if type(verdicts) is int and 0 <= verdicts < 256:
+                    alike = verdicts
+                else:
+                    write_verdicts(verdicts, batch.verdicts)
+            for port in ports:
+                if port._port is None:
+                    _ = port.native  # raises: the handler closed it
+        return int(~code)
+
+    return one_slice
+
+
+def bad_verdicts(count: int, ports: int) -> VerdictError:
+    """The error for verdicts that were carried out as DROP, because they mean nothing."""
+    return VerdictError(
+        f"the handler returned {count} verdicts that lead to no port that sends; their packets were dropped",
+        hint=f"this forwarder's ports are 0 to {ports - 1}",
+    )

@@ -1,0 +1,143 @@
+"""What the tests of live transmit on real packets share: a sending port, numbered packets, counts that add up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+import afxdp_pool as ap
+from afxdp_pool._native import ffi, lib
+from afxdp_pool.netdev import in_netns
+from afxdp_pool.testing import packets
+from afxdp_pool.testing.lab import Lab, LabLink, VethPair
+from afxdp_pool.testing.traffic import SinkReport
+
+GRO = 0x2C  # ETHTOOL_SGRO
+LIVE = ap.PortConfig(transmit="live")
+SENDS = ap.PortConfig(receive=False, fill_level=64)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Wait on a condition, with a deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def options(lab: Lab, port: ap.PortConfig = ap.PortConfig()) -> ap.Options:  # noqa: B008
+    return ap.Options(netns=lab.engine_netns, port=port)
+
+
+def perfect(seen: SinkReport, sent: int) -> None:
+    assert (seen.unique, seen.missing(sent)) == (sent, 0)
+    assert (seen.duplicate, seen.reordered, seen.stale, seen.corrupt, seen.foreign) == (0, 0, 0, 0, 0)
+
+
+def audited(forwarder: ap.Runner) -> None:
+    """Every frame is accounted for with the ports open, and home once they are closed."""
+    umem, pools = forwarder.umem, forwarder.pools
+    umem.audit().check()
+    for port in forwarder.ports:
+        port.close()
+    for pool in pools:
+        pool.close()
+    umem.audit().check(idle=True)
+    forwarder.close()
+
+
+def live_of(report: ap.Report, port: int) -> ap.LiveStats:
+    live = report.ports[port].live
+    assert live is not None
+    assert live.frames == live.delivered + live.dropped
+    return live
+
+
+@contextmanager
+def sending(lab: Lab, pair: VethPair, config: ap.PortConfig = SENDS, frames: int = 2048) -> Iterator[ap.Port]:
+    """A port that only sends, out of the near end, over frames programs can see. They are all home afterwards."""
+    with ap.Umem(frames, memory=ap.BpfMemory(frames * 4096)) as umem:
+        with ap.FramePool(umem) as pool, ap.Port(pool, pair.near.name, netns=lab.engine_netns, config=config) as port:
+            yield port
+            umem.audit().check()
+        umem.audit().check(idle=True)
+
+
+class Numbered:
+    """Test packets of one flow, written into frames of a port's pool and numbered on."""
+
+    def __init__(self, port: ap.Port, link: LabLink) -> None:
+        self.port, self.next = port, 0
+        self.addresses = packets.Addresses(source_mac=link.mac, target_mac=link.peer_mac)
+
+    def batch(self, sizes: list[int], offsets: list[int] | None = None) -> ap.Batch:
+        batch = self.port.pool.alloc(len(sizes))
+        assert len(batch) == len(sizes)
+        if offsets:
+            batch.descs["addr"] += np.array(offsets, np.uint64)
+        batch.descs["len"] = sizes
+        for addr, size in zip(batch.descs["addr"].tolist(), sizes, strict=True):
+            data = packets.build(size, seq=self.next, addresses=self.addresses)
+            self.port.pool.umem.data[addr : addr + size] = np.frombuffer(data, np.uint8)
+            self.next += 1
+        return batch
+
+    def send(self, sizes: list[int], offsets: list[int] | None = None) -> None:
+        """Send them, and wait until all have completed."""
+        batch = self.batch(sizes, offsets)
+        done = sent = 0
+        deadline = time.monotonic() + 10
+        while done < len(sizes):
+            assert time.monotonic() < deadline
+            if sent < len(sizes):
+                sent += self.port.transmit(batch[sent:])
+            done += self.port.complete(2048)
+
+
+def numbered_template(pair: VethPair, flow: int = 0) -> ap.Template:
+    """What `transmit` numbers on."""
+    packet = packets.build(64, flow=flow, addresses=packets.Addresses(pair.near.mac, pair.far.mac))
+    return ap.Template((packet,), sequence_at=packets.SEQUENCE_AT, checksum_at=packets.CHECKSUM_AT)
+
+
+def live_stats(port: ap.Port) -> ap.LiveStats:
+    stats = port.live_stats()
+    assert stats is not None
+    assert stats.frames == stats.delivered + stats.dropped
+    return stats
+
+
+def threaded(link: LabLink, on: bool = True) -> None:
+    """Give the link's NAPI a thread each, by /sys of its namespace, mounted where only this call sees it."""
+    script = (
+        "import ctypes,sys\n"
+        "libc=ctypes.CDLL(None,use_errno=True)\n"
+        "assert libc.unshare(0x20000)==0\n"  # CLONE_NEWNS
+        "assert libc.mount(b'none',b'/',None,0x44000,None)==0\n"  # MS_REC | MS_PRIVATE
+        "assert libc.mount(b'sysfs',b'/sys',b'sysfs',0,None)==0\n"
+        f"open('/sys/class/net/{link.name}/threaded','w').write('{int(on)}')\n"
+    )
+    with in_netns(link.netns):
+        subprocess.run([sys.executable, "-c", script], check=True, timeout=20)
+
+
+def live_programs() -> int:
+    """Programs of live transmitters that the kernel has, of any process."""
+    found, at = 0, ffi.new("uint32_t *")
+    info = ffi.new("struct afp_prog_info *")
+    while lib.bpf_prog_get_next_id(at[0], at) == 0:
+        fd = lib.bpf_prog_get_fd_by_id(at[0])
+        if fd < 0:
+            continue
+        if lib.afp_prog_info(fd, info) == 0:
+            found += ffi.string(info.name).startswith((b"live_transmit", b"live_xmit", b"live_pool"))
+        os.close(fd)
+    return found

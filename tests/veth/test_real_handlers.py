@@ -1,0 +1,86 @@
+"""Every kind of handler on real packets, counted and verified at the far end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from test_forwarding import assert_perfect, close_and_audit, options, wait_for
+
+import afxdp_pool as ap
+from afxdp_pool.testing import packets
+from afxdp_pool.testing.lab import Lab
+from afxdp_pool.testing.traffic import Sink, Source
+
+COUNT, FLOWS = 20_000, 4
+
+
+def forward_odd_flows(lab: Lab, handler: Any) -> ap.Report:
+    """Send packets of four flows, in portions the path sustains; flows 1 and 3 must arrive, whole and in order."""
+    left, right = lab.veth("left"), lab.veth("right")
+    forwarder = ap.handle([left.near.name, right.near.name], handler, options=options(lab))
+    with Sink(right.far) as sink, Source(left.far, size=100, flows=FLOWS) as source:
+        forwarder.start()
+        for total in range(1000, COUNT + 1, 1000):
+            assert source.send(1000).delivered == 1000
+            assert wait_for(lambda goal=total: settled(forwarder, goal))  # type: ignore[misc]
+        seen = sink.wait(COUNT // 2)
+        forwarder.stop()
+        result = forwarder.join()
+    assert_perfect(seen, COUNT // 2)
+    assert sorted(seen.flows) == [1, 3]
+    assert (result.received, result.engine.forwarded, result.engine.dropped) == (COUNT, COUNT // 2, COUNT // 2)
+    assert result.engine.refused == 0
+    close_and_audit(forwarder)
+    return result
+
+
+def settled(forwarder: Any, received: int) -> bool:
+    now = forwarder.snapshot()
+    return bool(now.received == received and now.completed == now.engine.forwarded == received // 2)
+
+
+def test_a_numpy_handler_filters_by_five_tuple_and_rewrites(lab: Lab) -> None:
+    def handle(batch: ap.Batch) -> Any:
+        flow = batch.five_tuple()
+        assert flow.valid.all()
+        assert (flow.dport == packets.PORT).all()
+        assert (batch.load(0, ">u4", base=flow.l4 + np.uint32(8)) == packets.MAGIC).all()
+        wanted = flow.sport % 2 == 1
+        assert batch.swap_macs(where=wanted) == wanted.sum()
+        # There and back: what the far end verifies is what was written last.
+        port = batch.load(36, ">u2").copy()
+        assert batch.store(36, ">u2", 7, where=wanted) == wanted.sum()
+        assert batch.store(36, ">u2", port) == len(batch)
+        return np.multiply(wanted, np.uint8(ap.FORWARD(1)), out=batch.verdicts)
+
+    forward_odd_flows(lab, handle)
+
+
+def test_a_compiled_handler_filters_counts_and_rewrites(lab: Lab) -> None:
+    pytest.importorskip("numba", reason="needs numba: pip install 'afxdp-pool[numba]'")
+    counts = np.zeros(FLOWS, np.int64)
+    out, first = ap.FORWARD(1), packets.SOURCE_PORT
+
+    @ap.compiled(user=counts)
+    def handle(descs: Any, umem: Any, verdicts: Any, port: int, user: Any) -> None:
+        for i in range(len(descs)):
+            at = descs[i].addr
+            flow = ap.be16(umem, at + 34) - first
+            if descs[i].len != 100 or flow < 0 or flow >= len(user):
+                continue
+            user[flow] += 1
+            if flow % 2:
+                for k in range(at, at + 6):
+                    umem[k], umem[k + 6] = umem[k + 6], umem[k]
+                verdicts[i] = out
+
+    forward_odd_flows(lab, handle)
+    assert counts.tolist() == [COUNT // FLOWS] * FLOWS
+
+
+@pytest.mark.parametrize("view", ["memoryview", "numpy"])
+def test_a_packet_handler_filters(lab: Lab, view: Any) -> None:
+    handler = ap.per_packet(lambda packet: ap.FORWARD(1) if packet[35] & 1 else ap.DROP, view=view)
+    forward_odd_flows(lab, handler)
