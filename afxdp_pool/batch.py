@@ -42,7 +42,18 @@ class Batch:
     Concurrency: any one thread at a time.
     """
 
-    __slots__ = ("_count", "_descs", "_fields", "_pointer", "_verdicts", "_views", "data", "frame_size", "port")
+    __slots__ = (
+        "_address",
+        "_count",
+        "_descs",
+        "_fields",
+        "_pointer",
+        "_verdicts",
+        "_views",
+        "data",
+        "frame_size",
+        "port",
+    )
 
     def __init__(self, descs: npt.NDArray[Any], data: Bytes, port: Port | None = None, *, frame_size: int = 0) -> None:
         if descs.ndim != 1:
@@ -50,6 +61,7 @@ class Batch:
         self._descs = descs
         self._count = len(descs)
         self._pointer: Any = None
+        self._address = 0  # what _pointer points at
         self._fields: Fields | None = None
         self._verdicts: Bytes | None = None
         self._views: tuple[Any, Any] | None = None
@@ -79,7 +91,7 @@ class Batch:
             return ffi.from_buffer(_DESCS, np.ascontiguousarray(self._descs))  # a copy: good for one call
         pointer = ffi.from_buffer(_DESCS, self._descs)
         if self._descs.flags.writeable:
-            self._pointer = pointer
+            self._pointer, self._address = pointer, int(ffi.cast("uintptr_t", pointer))
         return pointer
 
     def __len__(self) -> int:

@@ -16,12 +16,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from afxdp_pool._native import ffi, lib
+from afxdp_pool._native import calls, ffi, lib
 from afxdp_pool.batch import DESC, Batch
 from afxdp_pool.config import MAX_COUNT, check_count
 from afxdp_pool.errors import (
     ConfigError,
-    ForeignFrameError,
     FrameSizeError,
     MemoryLimitError,
     PoolClosedError,
@@ -33,7 +32,7 @@ from afxdp_pool.stats import PoolStats, pool_stats
 from afxdp_pool.umem import Umem
 
 _DETACHED = 2  # enum afp_life
-_alloc, _put = lib.afp_pool_alloc, lib.afp_put_all
+_alloc, _put = calls.alloc, calls.put
 
 
 class _Callbacks:
@@ -123,7 +122,9 @@ class FramePool:
             if ffi.errno == 24:
                 raise PoolError("a Umem can have 255 pools, and this one has", hint="close some")
             raise MemoryLimitError("no memory for a pool")
-        self._table, self._data = umem.table, umem.data
+        self._data = umem.data
+        # What the quick calls take; 0 once it is gone.
+        self._pool_at, self._table_at = (int(ffi.cast("uintptr_t", one)) for one in (self._pool, umem.table))
         self._id = int(self._pool.id)
         self._serial = int(self._pool.serial)
         self._closed_native: Any = None
@@ -236,7 +237,10 @@ class FramePool:
             raise ConfigError(f"out holds {len(out)} descriptors, or of another Umem, not {n}")
         elif out._pointer is None and not (out.descs.flags.c_contiguous and out.descs.flags.writeable):
             raise ConfigError("out is read-only, or not contiguous", hint="use a whole batch, or one cut as out[:n]")
-        got = _alloc(self._pool or self.native, out._pointer or out.pointer, n)
+        if self._pool_at and out._address:
+            got = _alloc(self._pool_at, out._address, n)
+        else:
+            got = lib.afp_pool_alloc(self.native, out.pointer, n)
         if got == out._count and not self._watched:
             return out
         return self._allocated(out, got, "alloc")
@@ -279,10 +283,10 @@ class FramePool:
 
         Concurrency: any thread.
         """
-        # frames_call() written out: this and alloc() are what an application's own loop calls most.
-        if batch.data is not self._data:
-            raise ForeignFrameError("the batch is of another Umem")
-        refused = _put(self._table or self.umem.table, batch._pointer or batch.pointer, batch._count)
+        # What frames_call() does, quicker: this and alloc() are what an application's own loop calls most.
+        if batch.data is not self._data or not self._table_at or not batch._address:
+            return frames_call(lib.afp_put_all, self.umem.table, self._data, batch, "put")
+        refused = _put(self._table_at, batch._address, batch._count)
         if refused:
             raise_refused(lib.afp_last_refusals(), batch._count - refused, "put")
         return batch._count
@@ -342,7 +346,7 @@ class FramePool:
         if got < 0:
             raise self._refusal(got, "close")
         self._last_stats = pool_stats(self._pool)
-        self._closed_native, self._pool = self._pool, None
+        self._closed_native, self._pool, self._pool_at = self._pool, None, 0
         if self.state == "detached":
             self.detached_at = time.clock_gettime(time.CLOCK_BOOTTIME)
             self.umem._detached.append(self)
@@ -352,7 +356,8 @@ class FramePool:
         """The Umem closes: the C pool goes with its table."""
         if self._pool is not None:
             self._last_stats = pool_stats(self._pool)
-        self._pool = self._closed_native = self._table = None
+        self._pool = self._closed_native = None
+        self._pool_at = self._table_at = 0
 
     def _refusal(self, code: int, doing: str) -> PoolError:
         if code == lib.AFP_CLOSED:

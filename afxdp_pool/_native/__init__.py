@@ -1,7 +1,9 @@
-"""The border to C: `ffi` and `lib` of the compiled module. Everything above imports them from here."""
+"""The border to C: `ffi`, `lib` and `calls` of the compiled library. Everything above imports them from here."""
 
 from __future__ import annotations
 
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from typing import Any
 
 try:
@@ -15,4 +17,18 @@ except ImportError as error:  # pragma: no cover - only in a broken installation
 ffi: Any = _ffi.ffi
 lib: Any = _ffi.lib
 
-__all__ = ["ffi", "lib"]
+
+def _second_module(name: str) -> Any:
+    """A module that has its own ``PyInit_name`` in cffi's library."""
+    loader = ExtensionFileLoader(f"{__name__}.{name}", _ffi.__file__)
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None  # it has a loader
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+#: `alloc` and `put` of a batch, quicker than through `lib`; calls.c.
+calls: Any = _second_module("_calls")
+
+__all__ = ["calls", "ffi", "lib"]

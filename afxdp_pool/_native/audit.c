@@ -62,10 +62,10 @@ static void see_pool(struct auditor *a, struct afp_pool *p)
 	for (struct afp_post *post = atomic_load(&p->inbox); post; post = post->next) {
 		for (uint32_t i = 0; i < post->n; i++) {
 			uint32_t frame = (uint32_t)post->entry[i];
-			uint16_t gen = (uint16_t)(post->entry[i] >> 32);
+			uint16_t gen = word_gen(post->entry[i]);
 			/* A lost race leaves a post behind, which the owner will refuse: only live ones count. */
 			if (frame < a->t->nframes && a->place[frame] != INBOX && word_gen(word_load(a->t, frame)) == gen &&
-			    posted(a->t, frame, (enum afp_state)(post->entry[i] >> 48)))
+			    posted(a->t, frame, word_state(post->entry[i])))
 				see(a, frame, INBOX, p->id);
 		}
 	}

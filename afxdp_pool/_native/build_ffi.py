@@ -28,6 +28,7 @@ SOURCES = (
     "handler.c",
     "fields.c",
     "bpf_glue.c",
+    "calls.c",
 )
 PACKAGES = {
     "libxdp": ("libxdp-dev", "libxdp-devel"),

@@ -62,8 +62,8 @@ static bool accept_post(struct afp_pool *p, uint64_t entry)
 {
 	struct afp_table *t = p->table;
 	uint32_t frame = (uint32_t)entry;
-	uint16_t gen = (uint16_t)(entry >> 32);
-	enum afp_state from = (enum afp_state)(entry >> 48);
+	uint16_t gen = word_gen(entry);
+	enum afp_state from = word_state(entry);
 	uint64_t w = word_load(t, frame);
 	bool good = word_gen(w) == gen && word_state(w) == from && word_owner(w) == p->id && word_refs(w) == 1 &&
 		    word_tx(w) == (from == AFP_TX);
@@ -76,26 +76,32 @@ static bool accept_post(struct afp_pool *p, uint64_t entry)
 	return good;
 }
 
-/* The common case of accept_post(), a run of frames into the ring: stops at the first that is otherwise, or for room. */
-static uint32_t accept_run(struct afp_pool *p, const struct afp_post *post, uint32_t n)
+/*
+ * The common case of accept_post(), a run of frames into the ring, up to where it wraps: stops at the first that is otherwise.
+ * A completion's entry, which has another state, fits no word here.
+ */
+static uint32_t accept_run(struct afp_pool *p, const uint64_t *entry, uint32_t n)
 {
-	const uint64_t held = word_in_app(p), idle = word_make(0, 0, AFP_POOL, p->id, 0, 0);
-	const uint32_t room = p->ring_size - ring_count(p), mask = p->ring_mask;
+	const uint64_t alone = word_make(0, 0, 0, p->id, 0, 1);
+	const uint64_t change = word_make(0, 0, AFP_POOL, p->id, 0, 0) - word_in_app(p);
+	const uint32_t at = p->ring_head & p->ring_mask, straight = p->ring_mask + 1 - at, room = p->ring_size - ring_count(p);
 	_Atomic uint64_t *const word = p->table->word;
-	uint32_t *const ring = p->ring;
-	uint32_t head = p->ring_head, i;
+	uint32_t *const ring = p->ring + at;
+	uint32_t i;
 
 	n = n < room ? n : room;
+	n = n < straight ? n : straight;
+#pragma GCC unroll 4
 	for (i = 0; i < n; i++) {
-		uint64_t entry = post->entry[i], gen = entry << 16 & AFP_GEN_MASK;
-		uint32_t frame = (uint32_t)entry;
+		uint64_t w = entry_word(entry[i]) + alone;
+		uint32_t frame = (uint32_t)entry[i];
 
-		if (unlikely(entry >> 48 != AFP_APP || atomic_load_explicit(&word[frame], memory_order_relaxed) != (held | gen)))
+		if (unlikely(atomic_load_explicit(&word[frame], memory_order_relaxed) != w))
 			break;
-		atomic_store_explicit(&word[frame], idle | gen, memory_order_relaxed);
-		ring[head++ & mask] = frame;
+		atomic_store_explicit(&word[frame], w + change, memory_order_relaxed);
+		ring[i] = frame;
 	}
-	p->ring_head = head;
+	p->ring_head += i;
 	bump(&p->stat[S_RING], i);
 	return i;
 }
@@ -112,8 +118,13 @@ static uint32_t collect(struct afp_pool *p, void (*keep)(struct afp_pool *, uint
 	post = atomic_exchange(&p->inbox, NULL);
 	while (post) {
 		struct afp_post *next = post->next;
-		uint32_t refused = 0, i = keep == afp_pool_ring_put ? accept_run(p, post, post->n) : 0;
+		uint32_t refused = 0, i = 0;
 
+		if (keep == afp_pool_ring_put) {
+			i = accept_run(p, post->entry, post->n);
+			if (i < post->n) /* behind the wrap */
+				i += accept_run(p, post->entry + i, post->n - i);
+		}
 		for (; i < post->n; i++) {
 			if (likely(accept_post(p, post->entry[i])))
 				keep(p, (uint32_t)post->entry[i]);
@@ -394,37 +405,76 @@ void afp_wrap_generation(struct afp_table *t, uint32_t frame, uint64_t *w)
 	atomic_store_explicit(&t->completed[frame], 0, memory_order_relaxed);
 }
 
-/* From the top of the cache into descriptors: POOL becomes APP, one reference, the next generation. */
-static void hand_out(struct afp_pool *p, struct afp_desc *out, uint32_t n)
+/* The same for an idle frame, whose generation is then 0 and the next one 1. */
+static void skip_generation(struct afp_table *t, uint32_t frame)
+{
+	uint64_t w = word_load(t, frame) & ~AFP_GEN_MASK, ignored = 0;
+
+	afp_wrap_generation(t, frame, &ignored);
+	word_store(t, frame, w);
+}
+
+/*
+ * From the top of the cache into descriptors: POOL becomes APP, one reference, the next generation. Stops before a frame
+ * whose generations are used up; how many there were. Four at a time, so that the pointers move once for four.
+ */
+static inline __attribute__((always_inline)) uint32_t hand_out_run(_Atomic uint64_t *word, const uint32_t *top, uint64_t change,
+								   struct afp_desc *out, uint32_t n, uint32_t shift,
+								   uint64_t headroom)
+{
+	struct afp_desc *const first = out, *const end = out + n, *const fours = out + (n & ~3u);
+
+#define HAND_OUT(k)                                                                                                         \
+	do {                                                                                                                \
+		uint64_t frame = top[-1 - (k)], w;                                                                          \
+                                                                                                                            \
+		if (unlikely(__builtin_add_overflow(atomic_load_explicit(&word[frame], memory_order_relaxed), change, &w))) \
+			return (uint32_t)(out - first) + (k);                                                               \
+		atomic_store_explicit(&word[frame], w, memory_order_relaxed);                                               \
+		out[k].addr = (frame << shift) + headroom;                                                                  \
+		w &= AFP_GEN_MASK; /* and no length, no options: one store */                                               \
+		memcpy(&out[k].len, &w, sizeof(w));                                                                         \
+	} while (0)
+	for (; out != fours; out += 4, top -= 4) {
+		HAND_OUT(0);
+		HAND_OUT(1);
+		HAND_OUT(2);
+		HAND_OUT(3);
+	}
+	for (; out != end; out++, top--)
+		HAND_OUT(0);
+#undef HAND_OUT
+	return n;
+}
+
+static inline void hand_out(struct afp_pool *p, struct afp_desc *out, uint32_t n)
 {
 	struct afp_table *t = p->table;
 	const uint64_t change = word_in_app(p) - word_make(0, 0, AFP_POOL, p->id, 0, 0) + AFP_ONE_GEN;
-	const uint64_t headroom = t->headroom;
-	const uint32_t shift = t->frame_shift;
-	const uint32_t *from = p->cache + p->ncache;
-	_Atomic uint64_t *const word = t->word;
 
-	p->ncache -= n;
-#pragma GCC unroll 4
-	for (uint32_t i = 0; i < n; i++) {
-		uint64_t frame = *--from, w;
+	for (;;) {
+		const uint32_t *top = p->cache + p->ncache;
+		uint32_t done;
 
-		if (unlikely(__builtin_add_overflow(atomic_load_explicit(&word[frame], memory_order_relaxed), change, &w)))
-			afp_wrap_generation(t, (uint32_t)frame, &w);
-		atomic_store_explicit(&word[frame], w, memory_order_relaxed);
-		out[i].addr = (frame << shift) + headroom;
-		w &= AFP_GEN_MASK; /* and no length, no options: one store */
-		memcpy(&out[i].len, &w, sizeof(w));
+		/* Constants are worth a copy of the loop. */
+		if (likely(t->frame_shift == 12 && !t->headroom))
+			done = hand_out_run(t->word, top, change, out, n, 12, 0);
+		else
+			done = hand_out_run(t->word, top, change, out, n, t->frame_shift, t->headroom);
+		p->ncache -= done;
+		if (likely(done == n))
+			return;
+		out += done;
+		n -= done;
+		skip_generation(t, p->cache[p->ncache - 1]);
 	}
 }
 
-int afp_pool_alloc(struct afp_pool *p, struct afp_desc *out, uint32_t n)
+/* What the cache cannot serve alone. */
+static __attribute__((noinline)) int alloc_more(struct afp_pool *p, struct afp_desc *out, uint32_t n)
 {
 	uint32_t done = 0, steps = 0;
-	int err = owner_only(p);
 
-	if (unlikely(err))
-		return err;
 	while (done < n) {
 		uint32_t k;
 
@@ -439,4 +489,17 @@ int afp_pool_alloc(struct afp_pool *p, struct afp_desc *out, uint32_t n)
 	}
 	bump(&p->stat[S_FAST], done - steps);
 	return (int)done;
+}
+
+int afp_pool_alloc(struct afp_pool *p, struct afp_desc *out, uint32_t n)
+{
+	int err = owner_only(p);
+
+	if (unlikely(err))
+		return err;
+	if (unlikely(n > p->ncache))
+		return alloc_more(p, out, n);
+	hand_out(p, out, n);
+	bump(&p->stat[S_FAST], n);
+	return (int)n;
 }

@@ -48,12 +48,17 @@ typedef void (*afp_pool_hook)(void *user, int event, const uint32_t *frames, uin
 struct afp_post {
 	struct afp_post *next;
 	uint32_t n, room;
-	uint64_t entry[]; /* from:16 (enum afp_state the frame must be in) | gen:16 | frame:32 */
+	uint64_t entry[]; /* frame:32, and, where the word has them, its generation and the state it must be in */
 };
 
 static inline uint64_t post_entry(uint32_t frame, uint16_t gen, enum afp_state from)
 {
-	return (uint64_t)from << 48 | (uint64_t)gen << 32 | frame;
+	return word_make(gen, 0, from, 0, 0, 0) | frame;
+}
+/* The word that an entry of a frame with one reference asks for, but for owner and references. */
+static inline uint64_t entry_word(uint64_t entry)
+{
+	return entry & ~(uint64_t)UINT32_MAX;
 }
 
 enum afp_life { AFP_DEAD = 0, AFP_LIVE, AFP_DETACHED };
@@ -130,6 +135,10 @@ uint32_t afp_ref(struct afp_table *t, const struct afp_desc *descs, uint32_t n, 
 uint32_t afp_put_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
 uint32_t afp_ref_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
 struct afp_refusals *afp_last_refusals(void);
+/* afp_put_all() in two steps: what goes straight into this thread's own cache, from the first on, and takes no lock; the rest,
+ * from `from` on. */
+uint32_t afp_put_cached(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
+uint32_t afp_put_rest(struct afp_table *t, const struct afp_desc *descs, uint32_t from, uint32_t n);
 
 /* For port.c ---------------------------------------------------------------------------------------------------- */
 

@@ -5,13 +5,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Remote returns: a batch's frames for other threads' pools, one post a pool -------------------------------------------------------------------------------------------------- */
+/* Remote returns: a batch's frames for other threads' pools, one post a pool -------------------------------------- */
 
 static void box_send(struct afp_box *box, uint32_t slot)
 {
 	struct afp_pool *p = box->pool[slot];
 	struct afp_post *post = box->post[slot];
 
+	if (unlikely(!post->n)) { /* opened for a batch of which every frame was refused */
+		free(post);
+		return;
+	}
 	/* Others may have written to the frames before they let go of them. */
 	atomic_thread_fence(memory_order_acquire);
 	post->next = atomic_load_explicit(&p->inbox, memory_order_relaxed);
@@ -21,9 +25,9 @@ static void box_send(struct afp_box *box, uint32_t slot)
 		afp_table_reap(p->table);
 }
 
-bool afp_box_add(struct afp_box *box, struct afp_pool *p, uint32_t frame, uint16_t gen, enum afp_state from)
+/* The post for the pool's frames, empty at first; NULL: no memory. */
+static __attribute__((noinline)) struct afp_post *box_post(struct afp_box *box, struct afp_pool *p)
 {
-	struct afp_table *t = p->table;
 	uint32_t slot = 0;
 	struct afp_post *post;
 
@@ -40,7 +44,7 @@ bool afp_box_add(struct afp_box *box, struct afp_pool *p, uint32_t frame, uint16
 			box->used--;
 			box->pool[slot] = box->pool[box->used];
 			box->post[slot] = box->post[box->used];
-			return false;
+			return NULL;
 		}
 		post->n = 0;
 		post->room = box->room;
@@ -48,7 +52,16 @@ bool afp_box_add(struct afp_box *box, struct afp_pool *p, uint32_t frame, uint16
 		box->post[slot] = post;
 	}
 	box->last = slot;
-	post = box->post[slot];
+	return box->post[slot];
+}
+
+bool afp_box_add(struct afp_box *box, struct afp_pool *p, uint32_t frame, uint16_t gen, enum afp_state from)
+{
+	struct afp_table *t = p->table;
+	struct afp_post *post = box_post(box, p);
+
+	if (unlikely(!post))
+		return false;
 	/* Against a second return while this one is on its way. A put and a completion do not know of each other: should there
 	 * be both, by a mistake of the caller's, the state the frame is in decides. */
 	atomic_store_explicit(from == AFP_APP ? &t->returned[frame] : &t->completed[frame], gen, memory_order_relaxed);
@@ -85,29 +98,33 @@ static inline enum afp_reason held(uint64_t w, uint16_t gen)
 	return likely(word_refs(w) > word_tx(w)) ? AFP_OK : AFP_NOT_HELD;
 }
 
-/* Give back a fragment: its bit says that the caller has it, so that one fragment is not put twice at another's cost. */
-static enum afp_reason put_fragment(struct afp_table *t, struct afp_box *box, uint32_t frame, uint64_t addr, uint16_t gen)
+/* One reference less, of a frame whose word was `w` a moment ago; the last of them sends it home. */
+static enum afp_reason drop_reference(struct afp_table *t, struct afp_box *box, uint32_t frame, uint64_t w, uint16_t gen)
 {
-	uint64_t w;
-
-	if (!afp_take_fragment(t, frame, addr))
-		return AFP_NOT_HELD;
-	w = word_load(t, frame);
-	if (unlikely(word_gen(w) != gen)) { /* it went round just now: the bit was that of a later life */
-		afp_give_fragment(t, frame, addr);
-		return AFP_STALE;
-	}
 	for (;;) {
-		if (word_refs(w) == 1) {
-			enum afp_reason reason = afp_go_home(t, box, frame, w, AFP_APP);
-			if (unlikely(reason == AFP_NO_MEMORY))
-				afp_give_fragment(t, frame, addr);
+		enum afp_reason reason = held(w, gen);
+
+		if (unlikely(reason != AFP_OK))
 			return reason;
-		}
+		if (likely(word_refs(w) == 1))
+			return afp_go_home(t, box, frame, w, AFP_APP);
 		if (atomic_compare_exchange_weak_explicit(&t->word[frame], &w, w - AFP_ONE_REF, memory_order_release,
 							  memory_order_relaxed))
 			return AFP_OK;
 	}
+}
+
+/* Give back a fragment: its bit says that the caller has it, so that one fragment is not put twice at another's cost. */
+static enum afp_reason put_fragment(struct afp_table *t, struct afp_box *box, uint32_t frame, const struct afp_desc *desc)
+{
+	enum afp_reason reason;
+
+	if (!afp_take_fragment(t, frame, desc->addr))
+		return AFP_NOT_HELD;
+	reason = drop_reference(t, box, frame, word_load(t, frame), desc->gen);
+	if (unlikely(reason != AFP_OK)) /* no memory; or it went round just now, and the bit was that of a later life */
+		afp_give_fragment(t, frame, desc->addr);
+	return reason;
 }
 
 /* Give back one reference the long way: whoever holds it, whoever else does, whichever pool it belongs to. */
@@ -122,19 +139,9 @@ static enum afp_reason put_one(struct afp_table *t, struct afp_box *box, const s
 	if (unlikely(atomic_load_explicit(&t->returned[frame], memory_order_acquire) == desc->gen))
 		return AFP_NOT_HELD;
 	w = word_load(t, frame);
-	for (;;) {
-		enum afp_reason reason = held(w, desc->gen);
-
-		if (unlikely(reason != AFP_OK))
-			return reason;
-		if (unlikely(w & AFP_FRAGMENTED))
-			return put_fragment(t, box, frame, desc->addr, desc->gen);
-		if (likely(word_refs(w) == 1))
-			return afp_go_home(t, box, frame, w, AFP_APP);
-		if (atomic_compare_exchange_weak_explicit(&t->word[frame], &w, w - AFP_ONE_REF, memory_order_release,
-							  memory_order_relaxed))
-			return AFP_OK;
-	}
+	if (unlikely((w & AFP_FRAGMENTED) && held(w, desc->gen) == AFP_OK))
+		return put_fragment(t, box, frame, desc);
+	return drop_reference(t, box, frame, w, desc->gen);
 }
 
 /*
@@ -149,27 +156,37 @@ static inline __attribute__((always_inline)) uint32_t put_loop(struct afp_table 
 							       uint32_t shift, bool claims)
 {
 	const uint64_t size = t->size, held = word_in_app(p), flip = held ^ word_make(0, 0, AFP_POOL, p->id, 0, 0);
-	const struct afp_desc *desc = descs, *const end = descs + n;
+	const struct afp_desc *desc = descs, *const end = descs + n, *const fours = descs + (n & ~3u);
 	_Atomic uint64_t *const word = t->word;
 	_Atomic uint16_t *const returned = t->returned;
 
-#pragma GCC unroll 4
-	for (; desc != end; desc++) {
-		uint64_t frame = desc->addr >> shift, rest, w;
-
-		memcpy(&rest, &desc->len, sizeof(rest)); /* the generation is its highest 16 bits, as in the word */
-		if (unlikely(desc->addr >= size))
-			break;
-		/* The claim before the word: if a later life has claimed the frame meanwhile, the word shows that life. */
-		if (claims && unlikely(atomic_load_explicit(&returned[frame], memory_order_acquire) == desc->gen))
-			break;
-		w = atomic_load_explicit(&word[frame], memory_order_relaxed);
-		if (unlikely(((rest & AFP_GEN_MASK) ^ w) != held))
-			break;
-		atomic_store_explicit(&word[frame], w ^ flip, memory_order_relaxed);
-		*dest++ = (uint32_t)frame;
+#define PUT(k)                                                                                                              \
+	do {                                                                                                                \
+		uint64_t frame = desc[k].addr, rest, w;                                                                     \
+                                                                                                                            \
+		memcpy(&rest, &desc[k].len, sizeof(rest)); /* the generation is its highest 16 bits, as in the word */      \
+		if (unlikely(frame >= size))                                                                                \
+			return (uint32_t)(desc - descs) + (k);                                                              \
+		frame >>= shift;                                                                                            \
+		/* The claim before the word: if a later life has claimed the frame meanwhile, the word shows that life. */ \
+		if (claims && unlikely(atomic_load_explicit(&returned[frame], memory_order_acquire) == desc[k].gen))        \
+			return (uint32_t)(desc - descs) + (k);                                                              \
+		w = atomic_load_explicit(&word[frame], memory_order_relaxed);                                               \
+		if (unlikely(((rest & AFP_GEN_MASK) ^ w) != held))                                                          \
+			return (uint32_t)(desc - descs) + (k);                                                              \
+		atomic_store_explicit(&word[frame], w ^ flip, memory_order_relaxed);                                        \
+		dest[k] = (uint32_t)frame;                                                                                  \
+	} while (0)
+	for (; desc != fours; desc += 4, dest += 4) {
+		PUT(0);
+		PUT(1);
+		PUT(2);
+		PUT(3);
 	}
-	return (uint32_t)(desc - descs);
+	for (; desc != end; desc++, dest++)
+		PUT(0);
+#undef PUT
+	return n;
 }
 
 static uint32_t put_run(struct afp_table *t, const struct afp_pool *p, const struct afp_desc *descs, uint32_t n, uint32_t *dest)
@@ -203,43 +220,73 @@ static uint32_t put_direct(struct afp_table *t, struct afp_box *box, const struc
 }
 
 /* The same for frames of another thread's pool, the one posted to last: claimed, and added to its post. */
-static uint32_t put_posted(struct afp_table *t, const struct afp_pool *p, struct afp_post *post, const struct afp_desc *descs,
-			   uint32_t n)
+static __attribute__((noinline)) uint32_t put_posted(const struct afp_table *t, const struct afp_pool *p, struct afp_post *post,
+						     const struct afp_desc *descs, uint32_t n)
 {
-	const uint64_t size = t->size, held = word_in_app(p);
+	const uint64_t size = t->size, held = word_in_app(p), from = post_entry(0, 0, AFP_APP) - held;
 	const uint32_t shift = t->frame_shift, room = post->room - post->n;
 	_Atomic uint64_t *const word = t->word;
 	_Atomic uint16_t *const returned = t->returned;
-	uint64_t *const entry = post->entry + post->n;
-	uint32_t i;
+	uint64_t *entry = post->entry + post->n;
+	const struct afp_desc *desc = descs, *end, *fours;
 
 	n = n < room ? n : room;
-	for (i = 0; i < n; i++) {
-		uint64_t gen = descs[i].gen;
-		uint64_t frame = descs[i].addr >> shift;
-
-		if (unlikely(descs[i].addr >= size) ||
-		    unlikely(atomic_load_explicit(&returned[frame], memory_order_acquire) == gen) ||
-		    unlikely(atomic_load_explicit(&word[frame], memory_order_relaxed) != (held | gen << AFP_GEN_SHIFT)))
-			break;
-		atomic_store_explicit(&returned[frame], (uint16_t)gen, memory_order_relaxed);
-		entry[i] = post_entry((uint32_t)frame, (uint16_t)gen, AFP_APP);
+	end = descs + n;
+	fours = descs + (n & ~3u);
+#define POST(k)                                                                                                             \
+	do {                                                                                                                \
+		uint64_t frame = desc[k].addr, rest;                                                                        \
+		uint16_t gen = desc[k].gen;                                                                                 \
+                                                                                                                            \
+		memcpy(&rest, &desc[k].len, sizeof(rest)); /* as in put_loop() */                                           \
+		if (unlikely(frame >= size))                                                                                \
+			goto stop_##k;                                                                                      \
+		frame >>= shift;                                                                                            \
+		if (unlikely(atomic_load_explicit(&returned[frame], memory_order_acquire) == gen))                          \
+			goto stop_##k;                                                                                      \
+		rest = (rest & AFP_GEN_MASK) + held;                                                                        \
+		if (unlikely(atomic_load_explicit(&word[frame], memory_order_relaxed) != rest))                             \
+			goto stop_##k;                                                                                      \
+		atomic_store_explicit(&returned[frame], gen, memory_order_relaxed);                                         \
+		entry[k] = rest + from + frame;                                                                             \
+	} while (0)
+	for (; desc != fours; desc += 4, entry += 4) {
+		POST(0);
+		POST(1);
+		POST(2);
+		POST(3);
 	}
-	post->n += i;
-	return i;
+	for (; desc != end; desc++, entry++)
+		POST(0);
+	goto stop_0;
+#undef POST
+stop_3:
+	desc++;
+stop_2:
+	desc++;
+stop_1:
+	desc++;
+stop_0:
+	n = (uint32_t)(desc - descs);
+	post->n += n;
+	return n;
 }
 
-uint32_t afp_put(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused)
+/* Any batch, from `i` on. */
+static __attribute__((noinline)) uint32_t put_any(struct afp_table *t, const struct afp_desc *descs, uint32_t i, uint32_t n,
+						  struct afp_refusals *refused)
 {
-	uint32_t before = refused->n, i = 0;
+	uint32_t before = refused->n;
 	struct afp_box box;
 
-	afp_box_open(&box, n);
-	if (likely(n && descs[0].addr < t->size)) {
-		struct afp_pool *first = frame_owner(t, word_load(t, frame_of(t, descs[0].addr)));
+	afp_box_open(&box, n - i);
+	if (likely(i < n && descs[i].addr < t->size)) {
+		struct afp_pool *first = frame_owner(t, word_load(t, frame_of(t, descs[i].addr)));
 
 		if (first && owned_by(first, box.self))
 			box.mine = first;
+		else if (first)
+			box_post(&box, first); /* no memory: put_one() will say so */
 	}
 	while (i < n) {
 		enum afp_reason reason;
@@ -261,6 +308,35 @@ uint32_t afp_put(struct afp_table *t, const struct afp_desc *descs, uint32_t n, 
 	return n - (refused->n - before);
 }
 
+/* The whole of most batches: frames of one pool, this thread's, which nobody posts to and whose cache has room. */
+static inline __attribute__((always_inline)) uint32_t put_cached(struct afp_table *t, const struct afp_desc *descs, uint32_t n)
+{
+	struct afp_pool *p;
+	uint32_t done;
+
+	if (unlikely(!n || descs[0].addr >= t->size))
+		return 0;
+	p = frame_owner(t, word_load(t, frame_of(t, descs[0].addr)));
+	if (!p || !owned_by(p, afp_self()) || AFP_CACHE - p->ncache < n ||
+	    atomic_load_explicit(&p->inbox, memory_order_relaxed))
+		return 0;
+	if (likely(t->frame_shift == 12)) /* a constant shift is worth a copy of the loop */
+		done = put_loop(t, p, descs, n, p->cache + p->ncache, 12, false);
+	else
+		done = put_loop(t, p, descs, n, p->cache + p->ncache, t->frame_shift, false);
+	p->ncache += done;
+	bump(&p->stat[S_CACHED], done);
+	atomic_thread_fence(memory_order_acquire); /* as in put_any() */
+	return done;
+}
+
+uint32_t afp_put(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused)
+{
+	uint32_t done = put_cached(t, descs, n);
+
+	return likely(done == n) ? n : put_any(t, descs, done, n, refused);
+}
+
 uint32_t afp_ref(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused)
 {
 	uint32_t before = refused->n;
@@ -276,7 +352,7 @@ uint32_t afp_ref(struct afp_table *t, const struct afp_desc *descs, uint32_t n, 
 				reason = held(w, descs[i].gen);
 				if (reason == AFP_OK && atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == word_gen(w))
 					reason = AFP_NOT_HELD;
-if (reason == AFP_OK && (w & AFP_FRAGMENTED))
+				if (reason == AFP_OK && (w & AFP_FRAGMENTED))
 					reason = AFP_FRAGMENT;
 				if (reason == AFP_OK && word_refs(w) == AFP_MAX_REFS)
 					reason = AFP_TOO_MANY_REFS;
@@ -303,6 +379,18 @@ uint32_t afp_put_all(struct afp_table *t, const struct afp_desc *descs, uint32_t
 {
 	refusals.n = 0;
 	afp_put(t, descs, n, &refusals);
+	return refusals.n;
+}
+
+uint32_t afp_put_cached(struct afp_table *t, const struct afp_desc *descs, uint32_t n)
+{
+	return put_cached(t, descs, n);
+}
+
+uint32_t afp_put_rest(struct afp_table *t, const struct afp_desc *descs, uint32_t from, uint32_t n)
+{
+	refusals.n = 0;
+	put_any(t, descs, from, n, &refusals);
 	return refusals.n;
 }
 

@@ -76,10 +76,10 @@ inlined uint32_t accept_entries(const uint64_t *entry, uint32_t n)
 	uint32_t head = pool->ring_head, i, refused = 0;
 
 	for (i = 0; i < run; i++) {
-		uint64_t gen = entry[i] << 16 & AFP_GEN_MASK;
+		uint64_t gen = entry[i] & AFP_GEN_MASK;
 		uint32_t frame = (uint32_t)entry[i];
 
-		if (unlikely(entry[i] >> 48 != AFP_APP || word_load(&table, frame) != (held | gen)))
+		if (unlikely(word_state(entry[i]) != AFP_APP || word_load(&table, frame) != (held | gen)))
 			break;
 		word_store(&table, frame, idle | gen);
 		ring[head++ & mask] = frame;
@@ -87,7 +87,7 @@ inlined uint32_t accept_entries(const uint64_t *entry, uint32_t n)
 	pool->ring_head = head;
 	bump(&pool->stat[S_RING], i);
 	for (; i < n; i++)
-		refused += !accept_frame(held, idle, (uint32_t)entry[i], entry[i] >> 32 & 0xffff);
+		refused += !accept_frame(held, idle, (uint32_t)entry[i], word_gen(entry[i]));
 	return n - refused;
 }
 

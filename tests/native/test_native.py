@@ -20,8 +20,8 @@ import pytest
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parents[1] / "afxdp_pool" / "_native"
 BUILD = HERE / "build"
-#: What Python calls for BPF programs has no part in pools, ports and loops; _ffi.c is made by cffi.
-NOT_ENGINE = {"bpf_glue.c", "_ffi.c"}
+#: What Python calls, itself and for BPF programs, has no part in pools, ports and loops; _ffi.c is made by cffi.
+NOT_ENGINE = {"bpf_glue.c", "calls.c", "_ffi.c"}
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-g", "-O1", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Werror"]
 SANITIZERS = {
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],

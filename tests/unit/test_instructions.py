@@ -9,7 +9,7 @@ from benchmarks.pool.callgrind import available, build, instructions
 pytestmark = pytest.mark.skipif(not available(), reason="needs valgrind: apt install valgrind")
 
 # A third above what gcc 12 made of them when they were written, for other compilers. At bulk 64.
-MOST = {"direct": 48, "ring": 52, "slow": 95, "remote_solo": 115}
+MOST = {"direct": 39, "ring": 45, "slow": 85, "remote_solo": 82}
 
 
 @pytest.mark.parametrize("case", sorted(MOST))

@@ -48,7 +48,7 @@ def test_bursts_of_any_size_keep_their_order(lab: Lab, transmit: ap.config.Trans
     assert (live.delivered, live.resent) == (live.frames, 0)
     assert live.frames > sent // 10
     if transmit == "auto":
-        assert result.ports[1].stats.tx_kicks > 50, "nothing went by the socket: this proves no alternation"
+        assert result.ports[1].stats.tx_kicks > 5, "nothing went by the socket: this proves no alternation"
     else:
         assert live.frames == sent
     audited(forwarder)
