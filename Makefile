@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 # Making links and loading XDP programs needs root; everything else does not.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=NO_COLOR,TERM)
 
-.PHONY: demo test lint format bench stress clean
+.PHONY: demo test lint format bench bench-quick stress clean
 
 demo:
 	@scripts/prepare.sh plot
@@ -28,7 +28,12 @@ format:
 
 bench:
 	@scripts/prepare.sh test
-	@$(AS_ROOT) $(PYTHON) -m benchmarks.run
+	@$(AS_ROOT) $(PYTHON) -m benchmarks.suite --output benchmarks/results/suite.json
+
+# The figures that matter, within two minutes; writes nothing.
+bench-quick:
+	@scripts/prepare.sh test
+	@$(AS_ROOT) $(PYTHON) -m benchmarks.suite --quick
 
 clean:
 	rm -rf build dist *.egg-info .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

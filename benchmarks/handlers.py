@@ -36,7 +36,7 @@ from afxdp_pool.testing import FakeKernel, packets
 from afxdp_pool.testing.lab import Lab, VethPair
 from afxdp_pool.testing.traffic import Sink, Source
 from benchmarks.handler_kinds import JOBS, KINDS, Flow, handler, packet_loop, packet_socket, route
-from benchmarks.run import machine
+from benchmarks.suite.machine import machine
 
 BATCHES = (64, 256)
 PACKET_LOOP = "AF_PACKET"

@@ -27,7 +27,8 @@ import afxdp_pool as ap
 from afxdp_pool.netdev import in_netns
 from afxdp_pool.testing.lab import Lab, VethPair
 from afxdp_pool.testing.traffic import Sink, Source
-from benchmarks.run import ENGINE_CPU, SOURCE_CPU, machine
+from benchmarks.suite.beds import ENGINE_CPU, SOURCE_CPU
+from benchmarks.suite.machine import machine
 
 BASE = ap.Options(cpus=(ENGINE_CPU,))
 WARM_UP = 0.1  # seconds, while the link settles after the program was attached

@@ -14,6 +14,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#define HEAD_WORDS 8 /* 64 bytes: the test packet's headers and the first bytes of its fill */
 #define TEST_MAGIC 0xafd9f00d
 #define TEST_PORT 9 /* discard (RFC 863) */
 
@@ -31,6 +32,29 @@ static __always_inline __u16 fold(__u32 sum)
 {
 	sum = (sum & 0xffff) + (sum >> 16);
 	return (sum & 0xffff) + (sum >> 16);
+}
+
+/* Writes the whole head of a live frame: the kernel wrote the packet given to BPF_PROG_RUN only once into each page, and
+ * recycles the page as whoever received it left it. Only the constant fill behind the head is relied upon. `head` is a
+ * template with source port, checksum, flow and seq zero, `base_sum` the ones' complement sum of its datagram and pseudo
+ * header. The caller has shown that the frame is as long. */
+static __always_inline void write_head(struct test_packet *packet, const __u64 *head, __u32 base_sum, __u16 port, __u32 flow,
+				       __u64 seq)
+{
+	__u64 *words = (void *)packet;
+	__u32 sum = base_sum + port;
+	__u16 check;
+
+	sum += (flow >> 16) + (flow & 0xffff);
+	sum += (seq >> 48) + ((seq >> 32) & 0xffff) + ((seq >> 16) & 0xffff) + (seq & 0xffff);
+	check = ~fold(sum);
+#pragma unroll
+	for (int i = 0; i < HEAD_WORDS; i++)
+		words[i] = head[i];
+	packet->udp.source = bpf_htons(port);
+	packet->udp.check = check ? bpf_htons(check) : 0xffff; /* 0 would say "no checksum" (RFC 768) */
+	packet->flow = bpf_htonl(flow);
+	packet->seq = bpf_cpu_to_be64(seq);
 }
 
 /* Whether the headers are there and say test packet; their contents are not yet proven. */

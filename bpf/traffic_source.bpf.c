@@ -3,15 +3,9 @@
  * The source of test traffic. It never receives anything: user space runs it with BPF_PROG_RUN and
  * BPF_F_TEST_XDP_LIVE_FRAMES, and each run makes it one frame, which it numbers and redirects out of a link.
  *
- * The kernel writes the packet given to BPF_PROG_RUN only once into each page, and recycles the page as whoever
- * received it left it. So the whole head (Ethernet to the test header) is written anew for every frame; only the
- * constant fill behind it is relied upon.
- *
  * Invariant: frame n of a run of `flows` flows carries flow n % flows and sequence number n / flows.
  */
 #include "test_packet.h"
-
-#define HEAD_WORDS 8 /* 64 bytes: the test packet's headers and the first bytes of its fill */
 
 /* Written by user space before a run. */
 struct source_config {
@@ -49,12 +43,9 @@ int traffic_source(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
 	void *data_end = (void *)(long)ctx->data_end;
-	struct test_packet *packet = data;
 	struct source_config *config;
 	struct source_state *state;
-	__u32 zero = 0, flow, sum;
-	__u16 check, port;
-	__u64 *words = data;
+	__u32 zero = 0, flow;
 	__u64 seq;
 
 	config = bpf_map_lookup_elem(&source_config, &zero);
@@ -77,19 +68,7 @@ int traffic_source(struct xdp_md *ctx)
 	}
 	state->sent++;
 
-	port = config->source_port + flow;
-	sum = config->base_sum + port;
-	sum += (flow >> 16) + (flow & 0xffff);
-	sum += (seq >> 48) + ((seq >> 32) & 0xffff) + ((seq >> 16) & 0xffff) + (seq & 0xffff);
-	check = ~fold(sum);
-
-#pragma unroll
-	for (int i = 0; i < HEAD_WORDS; i++)
-		words[i] = config->head[i];
-	packet->udp.source = bpf_htons(port);
-	packet->udp.check = check ? bpf_htons(check) : 0xffff; /* 0 would say "no checksum" (RFC 768) */
-	packet->flow = bpf_htonl(flow);
-	packet->seq = bpf_cpu_to_be64(seq);
+	write_head(data, config->head, config->base_sum, config->source_port + flow, flow, seq);
 	return bpf_redirect(config->ifindex, 0);
 }
 

@@ -97,12 +97,7 @@ class Source:
         self.link, self.size, self.flows, self.cpu = link, size, flows, cpu
         self._helper: subprocess.Popen[str] | None = None
         self._held: list[Resident] = []
-        self._addresses = packets.Addresses(
-            source_mac=link.mac,
-            target_mac=target_mac or link.peer_mac,
-            source_ip=socket.inet_aton(link.ipv4 or "198.18.0.2"),
-            target_ip=socket.inet_aton(target_ip or link.peer_ipv4 or "198.18.0.1"),
-        )
+        self._addresses = addresses_of(link, target_mac, target_ip)
         self._frame, base_sum = packets.template(size, self._addresses)
         self._object = BpfObject("traffic_source")
         try:
@@ -124,11 +119,13 @@ class Source:
         *,
         seconds: float | None = None,
         stop: threading.Event | None = None,
+        spin: bool = False,
     ) -> SourceReport:
         """Send `count` frames, or for so many `seconds`, or until `stop`; return when done.
 
         Args:
             rate: frames a second, in runs of about a millisecond; None = as fast as it goes.
+            spin: send a batch of 64 as soon as it is due, and keep the CPU busy in between: even at millions a second.
 
         Raises:
             ConfigError: nothing says when to end, or the rate is not above 0.
@@ -141,7 +138,7 @@ class Source:
             raise ConfigError(f"a rate is above 0 frames a second, not {rate}")
         if self._helper is not None:
             raise LabError("it is sending already", subject=f"source on {self.link.name}")
-        before = _xmit(self.link)
+        before = redirected(self.link)
         first = self._sent()
         wanted = (1 << 62) if count is None else count
         with in_netns(self.link.netns), pinned(self.cpu, "the source"):
@@ -154,14 +151,16 @@ class Source:
                 due = LONG_RUN
                 if rate is not None:
                     due = min(int((now - start) * rate) + 1 - sent, max(int(CATCH_UP * SLICE * rate), BATCH))
+                    if spin and due < min(BATCH, wanted - sent):
+                        continue
                     if due <= 0:
                         time.sleep(min(max((sent + 1) / rate - (now - start), 0), SLICE, end - now))
                         continue
                 self._run(min(due, wanted - sent))
-                if rate is not None:
+                if rate is not None and not spin:
                     time.sleep(max(0.0, min(now + SLICE, end) - time.monotonic()))
             took = time.monotonic() - start
-        return SourceReport(self._sent() - first, _xmit(self.link) - before, took)
+        return SourceReport(self._sent() - first, redirected(self.link) - before, took)
 
     def start(self, count: int | None = None, rate: float | None = None, *, seconds: float | None = None) -> None:
         """Begin to send in a process of its own; `wait()` or `stop()` ends it. Arguments as for `send`.
@@ -312,5 +311,16 @@ def helper_main() -> None:
     os._exit(0)  # not through the interpreter's end, which would wait for the thread that reads the input
 
 
-def _xmit(link: LabLink) -> int:
+def addresses_of(link: LabLink, target_mac: bytes | None, target_ip: str | None) -> packets.Addresses:
+    """Whom a packet out of `link` says it is from and to: the link, and, unless given, its other end."""
+    return packets.Addresses(
+        source_mac=link.mac,
+        target_mac=target_mac or link.peer_mac,
+        source_ip=socket.inet_aton(link.ipv4 or "198.18.0.2"),
+        target_ip=socket.inet_aton(target_ip or link.peer_ipv4 or "198.18.0.1"),
+    )
+
+
+def redirected(link: LabLink) -> int:
+    """Frames that XDP redirected out of a link since it was made, and the link took."""
     return link.counters().get("tx_xdp_xmit", 0)

@@ -24,7 +24,10 @@ from typing import Any
 from afxdp_pool.testing import packets
 from afxdp_pool.testing.lab import Lab
 from afxdp_pool.testing.traffic import Sink, Source
-from benchmarks.run import ENGINE_CPU, HERE, SOURCE_CPU, machine
+from benchmarks.suite.beds import ENGINE_CPU, SOURCE_CPU
+from benchmarks.suite.children import ROOT
+from benchmarks.suite.engines import NATIVE
+from benchmarks.suite.machine import machine
 
 SIZE = 64
 JOBS = ("drop", "forward", "reflect", "tx")
@@ -37,7 +40,7 @@ def command(lab: Lab, words: list[str], job: str) -> list[str]:
     program = (
         [sys.executable, "-m", "benchmarks.peers.af_packet"]
         if engine == "af_packet"
-        else [str(HERE / "native" / "build" / engine)]
+        else [str(NATIVE / "build" / engine)]
     )
     line = ["taskset", "-c", str(ENGINE_CPU), "ip", "netns", "exec", lab.engine_netns, *program, job, *settings]
     line += ["-i", left.near.name]
@@ -57,7 +60,7 @@ def measure(lab: Lab, words: list[str], job: str, seconds: float) -> float:
         Source(left.far, size=SIZE, cpu=SOURCE_CPU) as source,
     ):
         engine = subprocess.Popen(
-            command(lab, words, job), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE.parent
+            command(lab, words, job), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
         )
         assert engine.stderr is not None
         try:

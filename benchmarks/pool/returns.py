@@ -122,7 +122,7 @@ def main() -> None:
 
 
 def write(path: Path, rounds: int, seconds: float, results: list[dict[str, Any]], counted: dict[str, Any]) -> None:
-    from benchmarks.run import machine
+    from benchmarks.suite.machine import machine
 
     document = {
         "command": " ".join(["python", "-m", "benchmarks.pool.returns", *sys.argv[1:]]),

@@ -195,7 +195,7 @@ def write(
     python: dict[str, Any],
     gathered: dict[Setting, list[dict[str, dict[str, Any]]]],
 ) -> None:
-    from benchmarks.run import machine
+    from benchmarks.suite.machine import machine
 
     document = {
         "command": " ".join(["python", "-m", "benchmarks.pool.run", *sys.argv[1:]]),

@@ -25,8 +25,9 @@ import afxdp_pool as ap
 from afxdp_pool.testing.lab import Lab
 from afxdp_pool.testing.traffic import Sink, Source
 from benchmarks.pool.callgrind import available
-from benchmarks.run import Bed, machine
 from benchmarks.scaling import loops
+from benchmarks.suite.beds import Bed
+from benchmarks.suite.machine import machine
 
 QUEUES = (0, 1)
 RATE = 100_000  # packets a second and queue when paced
