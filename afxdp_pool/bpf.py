@@ -253,8 +253,8 @@ class BpfObject:
     def section(self, name: str) -> memoryview:
         """A data section (``".rodata"``, ``".data"``, ``".bss"``) as writable memory.
 
-        Before `load()` this is the initial value. After it, .bss and .data are the memory the program works
-        on; .rodata is then read-only. Ownership: the object's; do not use it after `close()`.
+        This is the initial value: set it before `load()`; after it use `map(name)`. Ownership: the object's; do not use
+        it after `close()`.
         """
         size = ffi.new("size_t *")
         start = lib.bpf_map__initial_value(self._map(name), size)

@@ -222,10 +222,10 @@ class XdpProgram:
             if by_libxdp:
                 # Loads it too. No socket is in the map yet, so the missing rules change nothing.
                 self._libxdp = xdp.LibxdpAttachment(program, self.netdev.index, mode)
-                self._write_rules(program)
+                write_rules(program, self._rules)
             else:
                 program.load()
-                self._write_rules(program)
+                write_rules(program, self._rules)
                 self._link = xdp.attach_link(program.program(_PROGRAM), self.netdev.index, mode)
         except BaseException:
             self._detach()
@@ -233,11 +233,6 @@ class XdpProgram:
             raise
         self._object = program
         self.id = program_info(program.program(_PROGRAM)).id
-
-    def _write_rules(self, program: BpfObject) -> None:
-        with contextlib.closing(BpfMap.array("rule_set", RULES_SIZE)) as fresh:
-            fresh.update(0, pack_rules(self._rules))
-            program.map("active_rules").update(0, fresh.fd)
 
     def _loaded(self) -> BpfObject:
         if self._object is None:
@@ -283,7 +278,7 @@ class XdpProgram:
         program, before = self._loaded(), self._rules
         self._rules = tuple(rules)
         try:
-            self._write_rules(program)
+            write_rules(program, self._rules)
         except BaseException:
             self._rules = before
             raise
@@ -334,6 +329,18 @@ class XdpProgram:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.mode}, {self.attach_kind}"
         return f"<XdpProgram on {self.netdev.name}: {state}>"
+
+
+def write_rules(program: BpfObject, rules: Sequence[Rule]) -> None:
+    """Make these the rules of the loaded program, as a whole from one packet to the next."""
+    filtering = program.map(".bss")
+    if rules:
+        filtering.update(0, 1)  # before they hold: until then the rules looked at are the old ones
+    with contextlib.closing(BpfMap.array("rule_set", RULES_SIZE)) as fresh:
+        fresh.update(0, pack_rules(rules))
+        program.map("active_rules").update(0, fresh.fd)  # waits until no packet is under the old ones
+    if not rules:
+        filtering.update(0, 0)
 
 
 def clean(netdev_name: str, netns: str | None = None, force: bool = False) -> list[str]:

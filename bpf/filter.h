@@ -68,6 +68,9 @@ struct {
 	__array(values, struct rule_set);
 } active_rules SEC(".maps") = { .values = { &rule_set } };
 
+/* Whether there may be rules. Without any, which is the common case, a packet costs one load here. */
+volatile __u32 filtering;
+
 static __always_inline void parse(void *at, void *end, struct key *key)
 {
 	struct ethhdr *eth = at;
@@ -126,6 +129,9 @@ static __always_inline void parse(void *at, void *end, struct key *key)
 static __always_inline int wanted(struct xdp_md *ctx)
 {
 	__u32 zero = 0;
+
+	if (!filtering)
+		return 1;
 	void *set = bpf_map_lookup_elem(&active_rules, &zero);
 	struct rules *rules = set ? bpf_map_lookup_elem(set, &zero) : NULL;
 	if (!rules || !rules->count)

@@ -5,7 +5,6 @@ The program runs on made-up packets with BPF_PROG_RUN: no device is involved, bu
 
 from __future__ import annotations
 
-import contextlib
 import random
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +13,10 @@ from ipaddress import ip_address, ip_network
 import pytest
 from conftest import may_do_everything
 
-from afxdp_pool.bpf import BpfMap, BpfObject, run
+from afxdp_pool.bpf import BpfObject, run
 from afxdp_pool.errors import ConfigError, PrivilegeError
 from afxdp_pool.filters import KEY_SIZE, MAX_RULES, RULES_SIZE, Rule, pack_rules
+from afxdp_pool.program import write_rules
 
 TCP, UDP, ICMP = 6, 17, 1
 V4 = ("192.0.2.1", "10.1.2.3")
@@ -99,9 +99,7 @@ class Filter:
         assert program.map("rule_set").value_size == RULES_SIZE
 
     def set(self, *rules: Rule) -> None:
-        with contextlib.closing(BpfMap.array("rule_set", RULES_SIZE)) as fresh:
-            fresh.update(0, pack_rules(rules))
-            self._program.map("active_rules").update(0, fresh.fd)
+        write_rules(self._program, rules)
 
     def _read(self) -> list[int]:
         return [int(value) for value in self._counters.lookup_cpus(0).sum(axis=0)]
