@@ -150,6 +150,7 @@ class Forwarder(Runner):
             raise ConfigError("count and rate are not negative", hint="0 means without end, as fast as can be")
         data = ffi.new("uint8_t[]", b"".join(template.packets))
         offsets = ffi.new("uint32_t[]", [0, *np.cumsum([len(packet) for packet in template.packets]).tolist()])
+        written = ffi.new("uint32_t[]", self.umem.frames)
         generator = ffi.new(
             "struct afp_generator *",
             {
@@ -162,9 +163,10 @@ class Forwarder(Runner):
                 "rate": rate,
                 "sequence_at": template.sequence_at,
                 "checksum_at": template.checksum_at,
+                "written": written,
             },
         )
-        self._keep += [data, offsets, generator]
+        self._keep += [data, offsets, written, generator]
         self._engine.generator = generator
 
     @property

@@ -137,6 +137,7 @@ struct afp_generator {
 	double rate;
 	uint32_t sequence_at;
 	uint32_t checksum_at;
+	uint32_t *written;
 	uint64_t sent;
 	uint64_t started_ns;
 };

@@ -41,6 +41,7 @@ struct afp_generator {
 	double rate;              /* packets a second; 0 = as fast as the port takes them */
 	uint32_t sequence_at;     /* offset of a 64-bit big-endian sequence number to write; 0 = none */
 	uint32_t checksum_at;     /* offset of the UDP checksum that covers it, valid for sequence number 0; 0 = none */
+	uint32_t *written;        /* [nframes] or NULL: the template a frame got last, plus one, and in which of its lives */
 	uint64_t sent;            /* out: packets handed to the port, which is also the next sequence number */
 	uint64_t started_ns;      /* out: CLOCK_MONOTONIC */
 };

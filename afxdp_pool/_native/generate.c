@@ -25,9 +25,28 @@ static inline void add_to_checksum(uint8_t *at, uint64_t sequence)
 	at[1] = (uint8_t)sum;
 }
 
-static inline void write_packet(const struct afp_generator *g, uint8_t *at, uint32_t which, uint64_t sequence)
+#define HEAD 64 /* bytes that are always written: what changes from packet to packet is among them, as a rule */
+
+/*
+ * Does a frame hold this template already? In its last life it did, and its generation says that nobody had it meanwhile; the
+ * kernel only reads what is sent. Then it is as it was behind its head, and need not be copied again.
+ */
+static inline bool holds(const struct afp_generator *g, uint32_t frame, uint16_t gen, uint32_t which)
 {
-	memcpy(at, g->data + g->offset[which], g->offset[which + 1] - g->offset[which]);
+	uint32_t before, now = (which + 1) << 16 | gen;
+
+	if (!g->written || which + 1 > UINT16_MAX || g->sequence_at + 8 > HEAD || g->checksum_at + 2 > HEAD)
+		return false;
+	before = g->written[frame];
+	g->written[frame] = now;
+	return before >> 16 == which + 1 && next_gen((uint16_t)before) == gen;
+}
+
+static inline void write_packet(const struct afp_generator *g, uint8_t *at, uint32_t which, uint64_t sequence, bool held)
+{
+	uint32_t len = g->offset[which + 1] - g->offset[which];
+
+	memcpy(at, g->data + g->offset[which], held && len > HEAD ? HEAD : len);
 	if (!g->sequence_at)
 		return;
 	put_be64(at + g->sequence_at, sequence);
@@ -76,7 +95,8 @@ uint32_t afp_generate(struct afp_generator *g, struct afp_port *port, struct afp
 
 		scratch[i].len = g->offset[which + 1] - g->offset[which];
 		/* Template k has its own flow, so its sequence numbers count that flow's packets. */
-		write_packet(g, t->area + scratch[i].addr, which, g->templates == 1 ? sequence : sequence / g->templates);
+		write_packet(g, t->area + scratch[i].addr, which, g->templates == 1 ? sequence : sequence / g->templates,
+			     holds(g, frame_of(t, scratch[i].addr), scratch[i].gen, which));
 	}
 	sent = afp_port_transmit(port, scratch, (uint32_t)got, &refused);
 	if (sent < (uint32_t)got)

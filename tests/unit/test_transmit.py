@@ -107,6 +107,29 @@ def test_no_more_than_count_is_sent(bench: Bench) -> None:
 
 
 @pytest.mark.usefixtures("bench")
+def test_a_frame_that_somebody_else_wrote_to_is_written_anew() -> None:
+    """Frames keep what is behind their heads from one packet to the next, but only as long as nobody had them."""
+    packet = bytes(range(200))
+    with conserved(128) as umem, FramePool(umem) as pool:
+        port = small_port(pool, replace(SMALL, receive=False))
+        kernel = FakeKernel(port)
+        with closing(Forwarder([port], batch=16)) as forwarder:
+            forwarder._generate(Template((packet,)), 400, 0.0)
+            sent: list[bytes] = []
+            while len(sent) < 400:
+                forwarder.run(0.001)
+                sent += kernel.send()
+                mine = pool.alloc(5)
+                for index in range(len(mine)):
+                    mine.write(index, b"?" * 300)
+                pool.put(mine)
+                pool.unbind()
+            forwarder.run(0.001)
+            sent += kernel.send()
+    assert set(sent) == {packet}
+
+
+@pytest.mark.usefixtures("bench")
 def test_tx_goes_on_when_frames_come_back() -> None:
     """Fewer frames than the TX ring holds: the generator waits for completions, and loses nothing."""
     with conserved(128) as umem, FramePool(umem) as pool:
