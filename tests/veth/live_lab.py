@@ -23,7 +23,7 @@ LIVE = ap.PortConfig(transmit="live")
 SENDS = ap.PortConfig(receive=False, fill_level=64)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     """Wait on a condition, with a deadline."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from live_lab import wait_for
 
 import afxdp_pool as ap
 from afxdp_pool.testing import packets
@@ -19,16 +18,6 @@ SMALL = ap.PortConfig(fill_size=1024, fill_level=512, rx_size=256, tx_size=256, 
 
 def options(lab: Lab, **changes: object) -> ap.Options:
     return replace(ap.Options(netns=lab.engine_netns), **changes)  # type: ignore[arg-type]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    """Wait on a condition, with a deadline."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.002)
-    return True
 
 
 def close_and_audit(forwarder: ap.Runner) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_forwarding import assert_perfect, close_and_audit, options, wait_for
+from live_lab import wait_for
+from test_forwarding import assert_perfect, close_and_audit, options
 
 import afxdp_pool as ap
 from afxdp_pool.testing import packets

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from test_forwarding import SMALL, close_and_audit, options, wait_for
+from live_lab import wait_for
+from test_forwarding import SMALL, close_and_audit, options
 
 import afxdp_pool as ap
 from afxdp_pool.netdev import in_netns

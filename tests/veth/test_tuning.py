@@ -11,7 +11,8 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from test_forwarding import assert_perfect, close_and_audit, options, wait_for
+from live_lab import wait_for
+from test_forwarding import assert_perfect, close_and_audit, options
 
 import afxdp_pool as ap
 from afxdp_pool.testing.lab import Lab
