@@ -1,4 +1,4 @@
-"""What the tests of live transmit on real packets share: a sending port, numbered packets, counts that add up."""
+"""What tests on real packets share: waiting, perfect arrival, the audit; and what those of live transmit need more."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def audited(forwarder: ap.Runner) -> None:
         port.close()
     for pool in pools:
         pool.close()
-    umem.audit().check(idle=True)
+    assert umem.audit().check(idle=True).umem == umem.frames
+    assert [pool.stats().inflight for pool in pools] == [0] * len(pools)
     forwarder.close()
 
 

@@ -6,36 +6,18 @@ import os
 from dataclasses import replace
 
 import pytest
-from live_lab import wait_for
+from live_lab import audited, perfect, wait_for
 
 import afxdp_pool as ap
 from afxdp_pool.testing import packets
 from afxdp_pool.testing.lab import Lab, VethPair
-from afxdp_pool.testing.traffic import Sink, SinkReport, Source
+from afxdp_pool.testing.traffic import Sink, Source
 
 SMALL = ap.PortConfig(fill_size=1024, fill_level=512, rx_size=256, tx_size=256, comp_size=256)
 
 
 def options(lab: Lab, **changes: object) -> ap.Options:
     return replace(ap.Options(netns=lab.engine_netns), **changes)  # type: ignore[arg-type]
-
-
-def close_and_audit(forwarder: ap.Runner) -> None:
-    """Every frame is accounted for with the ports open, and home once they are closed."""
-    umem, pools = forwarder.umem, forwarder.pools
-    umem.audit().check()
-    for port in forwarder.ports:
-        port.close()
-    for pool in pools:
-        pool.close()
-    assert umem.audit().check(idle=True).umem == umem.frames
-    assert [pool.stats().inflight for pool in pools] == [0] * len(pools)
-    forwarder.close()
-
-
-def assert_perfect(seen: SinkReport, sent: int) -> None:
-    assert (seen.unique, seen.missing(sent)) == (sent, 0)
-    assert (seen.duplicate, seen.reordered, seen.stale, seen.corrupt, seen.foreign) == (0, 0, 0, 0, 0)
 
 
 def host_packets(pair: VethPair) -> int:
@@ -59,12 +41,12 @@ def test_a_million_packets_arrive_complete_in_order_and_intact(lab: Lab) -> None
         forwarder.stop()
         result = forwarder.join()
     assert sent == delivered
-    assert_perfect(seen, sent)
+    perfect(seen, sent)
     assert (result.received, result.sent, result.completed) == (sent, sent, sent)
     assert len(seen.flows) == 16
     kernel = result.ports[0].kernel
     assert (kernel.rx_dropped, kernel.rx_ring_full) == (0, 0)
-    close_and_audit(forwarder)
+    audited(forwarder)
 
 
 def test_overload_loses_only_where_the_kernel_counts(lab: Lab) -> None:
@@ -90,7 +72,7 @@ def test_overload_loses_only_where_the_kernel_counts(lab: Lab) -> None:
     assert result.received + lost + veth.get("rx_xdp_drops", 0) == flood.delivered + sent_after
     assert seen.packets == seen.unique == result.sent - right_drops
     assert (seen.duplicate, seen.reordered, seen.stale, seen.corrupt) == (0, 0, 0, 0)
-    close_and_audit(forwarder)
+    audited(forwarder)
 
 
 def quiet(forwarder: ap.Runner) -> bool:
@@ -112,7 +94,7 @@ def test_drop_counts_what_was_sent(lab: Lab) -> None:
     assert result.ports[0].stats.rx_bytes == 50_000 * 256
     assert result.ports[0].program["redirected"] == 50_000
     assert result.pools[0].recycle_cached >= 0.99 * 50_000  # recycled directly, as XDP_DROP
-    close_and_audit(forwarder)
+    audited(forwarder)
 
 
 @pytest.mark.parametrize("size", [64, 1500])
@@ -128,9 +110,9 @@ def test_reflect_swaps_macs_and_sends_back(lab: Lab, size: int) -> None:
         seen = sink.wait(4000)
         forwarder.stop()
         result = forwarder.join()
-    assert_perfect(seen, 4000)
+    perfect(seen, 4000)
     assert result.engine.reflected == 4000
-    close_and_audit(forwarder)
+    audited(forwarder)
 
 
 def test_both_ways_at_once(lab: Lab) -> None:
@@ -151,8 +133,8 @@ def test_both_ways_at_once(lab: Lab) -> None:
         forwarder.stop()
         forwarder.join()
     for report in seen:
-        assert_perfect(report, 5000)
-    close_and_audit(forwarder)
+        perfect(report, 5000)
+    audited(forwarder)
 
 
 def test_forward_between_two_queues_of_one_netdev(lab: Lab) -> None:
@@ -166,10 +148,10 @@ def test_forward_between_two_queues_of_one_netdev(lab: Lab) -> None:
         seen = sink.wait(2000)
         forwarder.stop()
         result = forwarder.join()
-    assert_perfect(seen, 2000)
+    perfect(seen, 2000)
     assert [port.stats.rx_packets for port in result.ports] == [2000, 0]
     assert [port.stats.tx_packets for port in result.ports] == [0, 2000]
-    close_and_audit(forwarder)
+    audited(forwarder)
 
 
 def test_tx_sends_what_it_counts_and_frames_come_home(lab: Lab) -> None:
@@ -188,7 +170,7 @@ def test_tx_sends_what_it_counts_and_frames_come_home(lab: Lab) -> None:
     assert (seen.duplicate, seen.reordered, seen.corrupt, len(seen.flows)) == (0, 0, 0, 3)
     assert result.seconds >= 30_000 / 200_000 * 0.99
     assert pair.far.counters()["rx_packets"] == 30_000 - dropped
-    close_and_audit(forwarder)
+    audited(forwarder)
 
 
 def test_a_batch_handler_and_a_packet_handler_see_the_packets(lab: Lab) -> None:
@@ -210,7 +192,7 @@ def test_a_batch_handler_and_a_packet_handler_see_the_packets(lab: Lab) -> None:
         result = forwarder.join()
     assert seen == list(range(300))
     assert result.engine.dropped == 300
-    close_and_audit(forwarder)
+    audited(forwarder)
 
 
 def test_frames_received_on_one_netdev_come_home_from_anothers_completion_ring(lab: Lab) -> None:
@@ -238,8 +220,8 @@ def test_frames_received_on_one_netdev_come_home_from_anothers_completion_ring(l
             assert port_b.transmit(batch) == len(batch)
             assert port_c.transmit(batch) == len(batch)
             assert wait_for(lambda: umem.count_states()["tx"] == 0 or port_b.complete() + port_c.complete() < 0)
-        assert_perfect(sink_b.wait(200), 200)
-        assert_perfect(sink_c.wait(200), 200)
+        perfect(sink_b.wait(200), 200)
+        perfect(sink_c.wait(200), 200)
         assert umem.count_states()["app"] == 0
         assert pool_a.collect() == 200  # nobody had bound the pool yet, so they were posted to it
         assert pool_bc.stats().recycle_cached == pool_bc.stats().recycle_ring == 0
@@ -262,7 +244,7 @@ def test_nothing_is_left_on_the_netdev(lab: Lab) -> None:
     assert sorted(os.listdir("/proc/self/fd")) == before
     with ap.drop(pair.near.name, options=options(lab)) as forwarder:  # and the queue
         forwarder.run(0.05)
-        close_and_audit(forwarder)
+        audited(forwarder)
 
 
 def test_reopening_at_once_retries_the_busy_queue(lab: Lab) -> None:

@@ -97,28 +97,27 @@ def test_more_than_the_mtu_goes_by_the_socket_and_is_refused_there(lab: Lab) -> 
         assert (stats.frames, stats.dropped, stats.resent) == (50, 0, 0)
 
 
+def sends_all_back(forwarder: ap.Runner, source: Source, sink: Sink) -> None:
+    """5000 packets, none before the last hundred are back."""
+    forwarder.start()
+    for total in range(100, 5001, 100):
+        source.send(100)
+        assert wait_for(lambda goal=total: forwarder.snapshot().completed >= goal)  # type: ignore[misc]
+    perfect(sink.wait(5000), 5000)
+    forwarder.stop()
+    assert live_of(forwarder.join(), 0).delivered == 5000
+    audited(forwarder)
+
+
 def test_reflect_and_tx_and_a_handler(lab: Lab) -> None:
     pair = lab.veth("a")
     with Sink(pair.far) as sink, Source(pair.far) as source:
-        forwarder = ap.reflect(pair.near.name, options=options(lab, LIVE))
-        forwarder.start()
-        for total in range(100, 5001, 100):
-            source.send(100)
-            assert wait_for(lambda goal=total: forwarder.snapshot().completed >= goal)  # type: ignore[misc]
-        perfect(sink.wait(5000), 5000)
-        forwarder.stop()
-        assert live_of(forwarder.join(), 0).delivered == 5000
-        audited(forwarder)
-        sink.reset()
-        forwarder = ap.handle([pair.near.name], lambda batch: ap.TX, options=options(lab, LIVE))
-        forwarder.start()
-        for total in range(100, 5001, 100):
-            source.send(100)
-            assert wait_for(lambda goal=total: forwarder.snapshot().completed >= goal)  # type: ignore[misc]
-        perfect(sink.wait(5000), 5000)
-        forwarder.stop()
-        assert live_of(forwarder.join(), 0).delivered == 5000
-        audited(forwarder)
+        for opened in (
+            lambda: ap.reflect(pair.near.name, options=options(lab, LIVE)),
+            lambda: ap.handle([pair.near.name], lambda batch: ap.TX, options=options(lab, LIVE)),
+        ):
+            sink.reset()
+            sends_all_back(opened(), source, sink)
         before = sink.report().packets
         template = packets.build(200, addresses=packets.Addresses(pair.near.mac, pair.far.mac))
         forwarder = ap.transmit(pair.near.name, [template], count=100_000, options=options(lab))

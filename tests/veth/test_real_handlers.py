@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from live_lab import wait_for
-from test_forwarding import assert_perfect, close_and_audit, options
+from live_lab import audited, perfect, wait_for
+from test_forwarding import options
 
 import afxdp_pool as ap
 from afxdp_pool.testing import packets
@@ -29,11 +29,11 @@ def forward_odd_flows(lab: Lab, handler: Any) -> ap.Report:
         seen = sink.wait(COUNT // 2)
         forwarder.stop()
         result = forwarder.join()
-    assert_perfect(seen, COUNT // 2)
+    perfect(seen, COUNT // 2)
     assert sorted(seen.flows) == [1, 3]
     assert (result.received, result.engine.forwarded, result.engine.dropped) == (COUNT, COUNT // 2, COUNT // 2)
     assert result.engine.refused == 0
-    close_and_audit(forwarder)
+    audited(forwarder)
     return result
 
 

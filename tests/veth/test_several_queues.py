@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from live_lab import wait_for
-from test_forwarding import SMALL, close_and_audit, options
+from live_lab import audited, wait_for
+from test_forwarding import SMALL, options
 
 import afxdp_pool as ap
 from afxdp_pool.netdev import in_netns
@@ -64,7 +64,7 @@ def test_drop_on_several_queues(lab: Lab, queues: int, workers: int) -> None:
     by_queue = {port.name.split(" in ")[0]: port.stats.rx_packets for port in result.ports}
     assert by_queue == {f"{pair.near.name} queue {n}": 10_000 if n < QUEUES else 0 for n in range(queues)}
     assert len(result.workers) == (0 if workers == 1 else len(result.pools))
-    close_and_audit(runner)
+    audited(runner)
 
 
 def test_forward_by_a_worker_a_queue(lab: Lab) -> None:
@@ -85,7 +85,7 @@ def test_forward_by_a_worker_a_queue(lab: Lab) -> None:
     assert [worker.cpu for worker in result.workers] == [0, 1]
     assert (result.received, result.sent, result.completed) == (15_000,) * 3
     assert sum(pool.remote_frames for pool in result.pools) == 0, "nothing crossed from worker to worker"
-    close_and_audit(runner)
+    audited(runner)
 
 
 def test_reflect_and_a_handler_called_from_two_threads(lab: Lab) -> None:
@@ -110,7 +110,7 @@ def test_reflect_and_a_handler_called_from_two_threads(lab: Lab) -> None:
             assert sink.wait(total).packets == total == 4000
             runner.stop()
             assert runner.join().engine.reflected == 4000
-        close_and_audit(runner)
+        audited(runner)
     assert [len(seen) for seen in threads.values()] == [1, 1]
     assert threads[0] != threads[1]
 
@@ -150,7 +150,7 @@ def test_frames_kept_by_two_workers_leave_by_a_third_thread_and_come_home(lab: L
         assert [pool.remote_frames for pool in result.pools] == [2000, 2000]
         assert runner.audit().check().app == 0
     out.close()
-    close_and_audit(runner)
+    audited(runner)
 
 
 def test_packets_change_worker_by_hand_over(lab: Lab) -> None:
@@ -176,7 +176,7 @@ def test_packets_change_worker_by_hand_over(lab: Lab) -> None:
         runner.stop()
         result = runner.join()
     assert [pool.remote_frames for pool in result.pools] == [2000, 2000]
-    close_and_audit(runner)
+    audited(runner)
 
 
 def test_a_deleted_link_ends_all_workers_and_join_says_which(lab: Lab) -> None:
@@ -195,7 +195,7 @@ def test_a_deleted_link_ends_all_workers_and_join_says_which(lab: Lab) -> None:
         with pytest.raises(ap.LinkGoneError, match=right.near.name) as raised:
             runner.join()
     assert raised.value.__notes__[0].startswith("in worker 1: ")
-    close_and_audit(runner)
+    audited(runner)
 
 
 def test_a_signal_stops_all_workers(lab: Lab) -> None:
@@ -215,7 +215,7 @@ def test_a_signal_stops_all_workers(lab: Lab) -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert [worker.received for worker in result.workers] == [100, 100]
-    close_and_audit(runner)
+    audited(runner)
 
 
 def test_overload_on_two_queues_loses_only_where_the_kernel_counts(lab: Lab) -> None:
@@ -237,4 +237,4 @@ def test_overload_on_two_queues_loses_only_where_the_kernel_counts(lab: Lab) -> 
         assert 10_000 < total <= sent
         runner.stop()
         runner.join()
-    close_and_audit(runner)
+    audited(runner)

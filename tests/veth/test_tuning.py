@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from live_lab import wait_for
-from test_forwarding import assert_perfect, close_and_audit, options
+from live_lab import audited, perfect, wait_for
+from test_forwarding import options
 
 import afxdp_pool as ap
 from afxdp_pool.testing.lab import Lab
@@ -36,7 +36,7 @@ def test_napi_values_are_set_while_a_path_is_open_and_put_back(lab: Lab) -> None
                 assert wait_for(lambda goal=total: runner.snapshot().received >= goal)  # type: ignore[misc]
             runner.stop()
             runner.join()
-        close_and_audit(runner)
+        audited(runner)
         assert tuned(*place) == {"gro_flush_timeout": 1000}
     assert tuned(*place) == {}
 
@@ -121,10 +121,10 @@ def test_busy_polling_moves_packets_by_the_workers_own_calls(lab: Lab, napi: dic
         seen = sink.wait(10_000)
         runner.stop()
         result = runner.join()
-    assert_perfect(seen, 10_000)
+    perfect(seen, 10_000)
     receiving = result.ports[0].stats
     assert receiving.rx_kicks >= result.engine.idle_rounds > 0, "a call in every round that finds no packet"
-    close_and_audit(runner)
+    audited(runner)
 
 
 def test_busy_polling_without_the_privilege_is_refused_with_a_hint(lab: Lab) -> None:
@@ -197,7 +197,7 @@ def test_an_idle_worker_sleeps_and_one_packet_costs_one_wake_up(lab: Lab) -> Non
             assert after.rounds - after.idle_rounds == number, "received in the first round after the wake-up"
         runner.stop()
         runner.join()
-    close_and_audit(runner)
+    audited(runner)
 
 
 def test_an_idle_worker_takes_less_than_a_hundredth_of_a_core(lab: Lab) -> None:
@@ -218,4 +218,4 @@ def test_an_idle_worker_takes_less_than_a_hundredth_of_a_core(lab: Lab) -> None:
     assert last.sleeps - first.sleeps <= 2 * slices, "it sleeps through each slice, once"
     assert last.rounds - first.rounds <= 4 * slices, "and does nothing between"
     assert used < 0.01 * took * 1e9
-    close_and_audit(runner)
+    audited(runner)
