@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -112,10 +113,11 @@ def sends_all_back(forwarder: ap.Runner, source: Source, sink: Sink) -> None:
 def test_reflect_and_tx_and_a_handler(lab: Lab) -> None:
     pair = lab.veth("a")
     with Sink(pair.far) as sink, Source(pair.far) as source:
-        for opened in (
+        openings: tuple[Callable[[], ap.Runner], ...] = (
             lambda: ap.reflect(pair.near.name, options=options(lab, LIVE)),
             lambda: ap.handle([pair.near.name], lambda batch: ap.TX, options=options(lab, LIVE)),
-        ):
+        )
+        for opened in openings:
             sink.reset()
             sends_all_back(opened(), source, sink)
         before = sink.report().packets
