@@ -281,7 +281,10 @@ def _add_path(command: argparse.ArgumentParser, *, receives: bool = True, sends:
     add("-q", "--queue", metavar="N", type=count, action="append", help="a queue, default 0; give it again for more")
     add("--duration", metavar="S", type=seconds, help="stop after so many seconds; default: on Ctrl-C")
     add("--json", action="store_true", help="one JSON document with every counter on stdout, at the end")
-    add("--quiet", action="store_true", help="nothing but errors, and with --json the document")
+    shown = command.add_mutually_exclusive_group()
+    shown.add_argument("--live", action=argparse.BooleanOptionalAction,
+        help="the live view; default: on a terminal, if the extra tui (rich) is installed")  # fmt: skip
+    shown.add_argument("--quiet", action="store_true", help="nothing but errors, and with --json the document")
 
     memory = command.add_argument_group("memory")
     memory.add_argument("--frames", metavar="N", type=count, help="frames of the UMEM; default: what the rings need")

@@ -1,13 +1,15 @@
-"""What a person sees while it runs: nothing, a line a second, or the screen."""
+"""What a person sees while it runs: nothing, a line a second, or the live view."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Self, TextIO
 
 import afxdp_pool as ap
@@ -15,6 +17,7 @@ from afxdp_pool.cli.meter import Rate
 from afxdp_pool.cli.notices import Notices
 from afxdp_pool.cli.output import progress
 
+log = logging.getLogger("afxdp_pool")
 History = Sequence[tuple[deque[float], deque[float]]]
 
 
@@ -56,13 +59,24 @@ class Lines(View):
 
 
 def choose_view(args: argparse.Namespace, notices: Notices) -> View:
-    """The screen on a terminal; lines when stdout is something else, or is for the document; nothing if so wanted."""
+    """The live view on a terminal that can show it, if rich is there; else lines; nothing if so wanted.
+
+    With `--json` stdout is for the document: lines go to stderr, and so does the live view, if it is asked for.
+
+    Raises:
+        MissingExtraError: the live view is asked for, and rich is not installed.
+    """
     if args.quiet:
         return View()
-    if args.json:
-        return Lines(args.command, sys.stderr)
-    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
-        return Lines(args.command, sys.stdout)
+    stream = sys.stderr if args.json else sys.stdout
+    lines = Lines(args.command, stream)
+    wanted = args.live if args.live is not None else not args.json and find_spec("rich") is not None
+    if not wanted:
+        return lines
+    if not stream.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+        if args.live:
+            log.warning("--live: there is no terminal that can show it, so it is a line a second")
+        return lines
     from afxdp_pool.cli.screen import Screen
 
     return Screen(args, notices)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import signal
 import sys
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from afxdp_pool import (
     Audit,
@@ -31,10 +35,11 @@ from afxdp_pool import (
 )
 from afxdp_pool import __version__ as version
 from afxdp_pool.cli import arguments, doctor, doctor_machine, drawing, main, output, paths, traffic
-from afxdp_pool.cli.drawing import Line
 from afxdp_pool.cli.finding import Finding
 from afxdp_pool.cli.meter import Meter, Rate, losses
-from afxdp_pool.cli.screen import Picture, Shape, compose
+from afxdp_pool.cli.notices import Notices
+from afxdp_pool.cli.screen import Picture, Screen, Shape
+from afxdp_pool.cli.views import Lines, View, choose_view
 from afxdp_pool.testing import packets
 
 FRAMES = {"umem": 4096, "pool": 64, "fill": 1984, "app": 0, "tx": 2048}
@@ -342,35 +347,37 @@ def test_the_second_interrupt_aborts() -> None:
 @given(st.lists(st.integers(0, 1 << 20), min_size=5, max_size=5), st.integers(10, 200))
 def test_shares_fill_the_bar_and_hide_nobody(counts: list[int], columns: int) -> None:
     frames = dict(zip(FRAMES, counts, strict=True))
-    line = drawing.shares(frames, columns, colour=True)
-    assert drawing.width(line) == (columns if sum(counts) else 0)
-    assert len(line) == sum(count > 0 for count in counts)
+    line = drawing.shares(frames, columns, letters=False)
+    assert line.cell_len == (columns if sum(counts) else 0)
+    assert len(line.spans) == sum(count > 0 for count in counts)
 
 
 @given(st.floats(0, 2), st.integers(1, 50))
 def test_bars_keep_their_width(share: float, columns: int) -> None:
-    line = drawing.bar(share, columns, "32")
-    assert drawing.width(line) == columns
-    assert (line[0][0] == "") == (share == 0)
+    line = drawing.bar(share, columns, "green")
+    assert line.cell_len == columns
+    assert (line.plain == "·" * columns) == (share == 0)
 
 
 @given(st.integers(1, 5000), st.integers(1, 100), st.integers(1, 20), st.booleans())
-def test_the_map_shows_each_nth_frame_once(frames: int, columns: int, rows: int, colour: bool) -> None:
+def test_the_map_shows_each_nth_frame_once(frames: int, columns: int, rows: int, letters: bool) -> None:
     states = np.full(frames, 4, np.uint8)
-    lines, step = drawing.frame_map(states, columns, rows, colour=colour)
+    lines, step = drawing.frame_map(states, columns, rows, letters=letters)
     assert len(lines) <= rows
-    assert all(drawing.width(line) <= columns for line in lines)
-    shown = sum(len(text) * (2 if ";" in style else 1) for line in lines for text, style in line)
-    assert shown == -(-frames // step)
+    assert all(line.cell_len <= columns for line in lines)
+    two = sum(span.end - span.start for line in lines for span in line.spans if " on " in str(span.style))
+    assert two + sum(line.cell_len for line in lines) == -(-frames // step)
 
 
 def test_the_map_has_a_mark_for_every_state() -> None:
-    lines, step = drawing.frame_map(np.arange(5, dtype=np.uint8), 5, 1, colour=False)
-    assert (lines, step) == ([[(".ofAt", "")]], 1)
-    (line,), _ = drawing.frame_map(np.array([0, 1, 2, 0, 0, 3], np.uint8), 3, 1, colour=True)
-    assert line == [("·", "2"), ("▀", "34"), ("▀", "32;43")]
-    (line,), _ = drawing.frame_map(np.array([0, 2], np.uint8), 1, 1, colour=True)
-    assert line == [("▄", "32")]
+    def drawn(states: list[int], columns: int, *, letters: bool = False) -> list[tuple[str, str]]:
+        (line,), step = drawing.frame_map(np.array(states, np.uint8), columns, 1, letters=letters)
+        assert step == 1
+        return [(line.plain[span.start : span.end], str(span.style)) for span in line.spans] or [(line.plain, "")]
+
+    assert drawn([0, 1, 2, 3, 4], 5, letters=True) == [(".ofAt", "")]
+    assert drawn([0, 1, 2, 0, 0, 3], 3) == [("·", "dim"), ("▀", "blue"), ("▀", "green on yellow")]
+    assert drawn([0, 2], 1) == [("▄", "green")]
 
 
 def picture(ports: int) -> Picture:
@@ -389,37 +396,74 @@ def picture(ports: int) -> Picture:
     )
 
 
-@pytest.mark.parametrize("colour", [True, False])
+def drawn(shown: Picture, columns: int, rows: int, **console: Any) -> str:
+    """What a terminal of that size gets."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding=console.pop("encoding", "utf-8"), write_through=True)
+    terminal = Console(file=out, width=columns, height=rows, force_terminal=True, _environ={}, **console)
+    terminal.print(shown, end="")
+    assert isinstance(out.buffer, io.BytesIO)
+    return out.buffer.getvalue().decode(out.encoding)
+
+
+@pytest.mark.parametrize("letters", [True, False])
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (40, 12), (132, 50), (300, 100)])
 @pytest.mark.parametrize("ports", [1, 2, 3, 8, 64])
-def test_the_screen_fits(ports: int, columns: int, rows: int, colour: bool) -> None:
-    lines = compose(picture(ports), columns, rows, colour=colour)
-    assert len(lines) == rows
-    for line in lines:
-        plain = drawing.render(line, columns, colour=False)
-        assert len(plain) <= columns
-        assert "\n" not in plain
+def test_the_screen_fits(ports: int, columns: int, rows: int, letters: bool) -> None:
+    assert len(picture(ports).lines(columns, rows, letters=letters)) == rows
+    text = drawn(picture(ports), columns, rows, no_color=letters, color_system=None).split("\n")
+    assert len(text) == rows
+    assert all(len(line) <= columns for line in text)
 
 
 def test_two_ports_are_drawn_in_full_on_80_by_24() -> None:
-    text = [drawing.render(line, 80, colour=False) for line in compose(picture(2), 80, 24, colour=False)]
-    whole = "\n".join(text)
+    whole = drawn(picture(2), 80, 24, color_system=None)
     for part in ("eth9 queue 0", "native XDP", "1.000 Mpps", "500.0 Mbit/s", "987,654 RX ring full", "fill ", "100.0%",
-                 "hold 4,096 - release 0 = 4,096", "t tx 2,048", "00:00:10"):  # fmt: skip
+                 "hold 4,096 - release 0 = 4,096", "t tx 2,048", "00:00:10", "Ctrl-C stops"):  # fmt: skip
         assert part in whole
     assert whole.count("   ring ") == 2
     assert "\x1b" not in whole
 
 
+def test_without_colours_states_are_letters_and_without_blocks_the_screen_is_ascii() -> None:
+    assert "\x1b[32m" in drawn(picture(1), 80, 24, color_system="standard")
+    plain = drawn(picture(1), 80, 24, color_system="standard", no_color=True)
+    assert "\x1b[32m" not in plain
+    assert "f fill" in plain
+    assert drawn(picture(1), 80, 24, color_system="standard", encoding="ascii").isascii()
+
+
+def test_a_long_notice_is_shown_whole() -> None:
+    said = " ".join(["sending by the socket, for now at least"] * 3)
+    shown = drawn(replace(picture(1), notice=said), 80, 24, color_system=None)
+    assert said in " ".join(" ".join(shown.split("\n")[-3:]).split())
+
+
 def test_many_ports_become_a_table() -> None:
-    whole = "\n".join(drawing.render(line, 80, colour=False) for line in compose(picture(64), 80, 24, colour=False))
-    assert "and 52 more ports" in whole
+    assert "and 52 more ports" in drawn(picture(64), 80, 24, color_system=None)
 
 
-def test_colours_are_only_colours() -> None:
-    line: Line = [("ab", "31"), ("cd", "")]
-    assert drawing.render(line, 3, colour=True) == "\x1b[31mab\x1b[0mc"
-    assert drawing.render(line, 3, colour=False) == "abc"
+def chosen(monkeypatch: pytest.MonkeyPatch, words: str, *, tty: bool = True, term: str = "xterm") -> type[View]:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: tty)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: tty)
+    monkeypatch.setenv("TERM", term)
+    return type(choose_view(arguments.parse(["drop", "-i", "eth9", *words.split()]), Notices()))
+
+
+def test_which_view(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    assert chosen(monkeypatch, "") is chosen(monkeypatch, "--live") is chosen(monkeypatch, "--live --json") is Screen
+    assert chosen(monkeypatch, "--no-live") is chosen(monkeypatch, "--json") is Lines
+    assert chosen(monkeypatch, "", tty=False) is chosen(monkeypatch, "", term="dumb") is Lines
+    assert chosen(monkeypatch, "--quiet") is View
+    assert not caplog.messages
+    assert chosen(monkeypatch, "--live", term="dumb") is Lines
+    assert "no terminal that can show it" in caplog.text
+
+
+def test_the_live_view_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "afxdp_pool.cli.screen")
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    with pytest.raises(MissingExtraError, match=r"afxdp-pool\[tui\]"):
+        chosen(monkeypatch, "--live")
 
 
 # The doctor -----------------------------------------------------------------------------------------------------------

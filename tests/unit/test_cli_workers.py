@@ -6,11 +6,10 @@ import argparse
 from dataclasses import replace
 
 import pytest
-from test_cli import audit, picture, report
+from test_cli import audit, drawn, picture, report
 
 from afxdp_pool import ConfigError, EngineStats, Options, PortConfig, WorkerReport
-from afxdp_pool.cli import arguments, drawing, main, output
-from afxdp_pool.cli.screen import compose
+from afxdp_pool.cli import arguments, main, output
 
 
 @pytest.mark.parametrize(("text", "cpus"), [("0", (0,)), ("2,3", (2, 3)), ("0,4-7,1", (0, 4, 5, 6, 7, 1))])
@@ -96,7 +95,7 @@ def test_the_screen_has_a_line_a_worker_and_fits(workers: int, columns: int, row
     busy = EngineStats(1000, 250, 12_345, *[0] * 5)
     parts = tuple(WorkerReport(f"worker {n}", n, ("a", "b"), 2.0, 0, 0, 0, busy) for n in range(workers))
     shown = replace(shown, report=replace(shown.report, workers=parts, pools=shown.report.pools * workers))
-    lines = [drawing.render(line, columns, colour=False) for line in compose(shown, columns, rows, colour=False)]
+    lines = drawn(shown, columns, rows, color_system=None).split("\n")
     assert len(lines) == rows
     assert all(len(line) <= columns for line in lines)
     mine = [line for line in lines if line.startswith(" worker ")]

@@ -292,13 +292,15 @@ def test_the_reader_of_its_lines_goes_away(pair: VethPair) -> None:
     assert on_hook(pair.near) is None
 
 
-def screen(words: list[str], **env: str) -> tuple[subprocess.Popen[bytes], IO[bytes], list[Any]]:
+def screen(
+    words: list[str], stdout: IO[bytes] | None = None, env: dict[str, str] | None = None
+) -> tuple[subprocess.Popen[bytes], IO[bytes], list[Any]]:
     """The command on a terminal of 80 by 24; returns also the terminal's other side, and its settings before."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     before = termios.tcgetattr(theirs)
-    settings = os.environ | {"TERM": "xterm-256color"} | env
-    process = subprocess.Popen([*COMMAND, *words], stdin=theirs, stdout=theirs, stderr=theirs, env=settings)
+    settings = os.environ | {"TERM": "xterm-256color"} | (env or {})
+    process = subprocess.Popen([*COMMAND, *words], stdin=theirs, stdout=stdout or theirs, stderr=theirs, env=settings)
     os.close(theirs)
     return process, os.fdopen(ours, "rb", buffering=0), before
 
@@ -306,7 +308,7 @@ def screen(words: list[str], **env: str) -> tuple[subprocess.Popen[bytes], IO[by
 @pytest.mark.parametrize("plain", [False, True])
 def test_the_screen_comes_and_goes(pair: VethPair, plain: bool) -> None:
     env = {"NO_COLOR": "1"} if plain else {"NO_COLOR": ""}
-    process, terminal, before = screen(["drop", *place(pair.near)], **env)
+    process, terminal, before = screen(["drop", *place(pair.near)], env=env)
     with terminal, Source(pair.far) as source:
         drawn = b""
         deadline = time.monotonic() + WITHIN
@@ -331,6 +333,25 @@ def test_the_screen_comes_and_goes(pair: VethPair, plain: bool) -> None:
     assert "\x1b" not in after
     assert "frames all accounted for" in after
     assert on_hook(pair.near) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_screen_beside_the_document(pair: VethPair, number: int, tmp_path: Path) -> None:
+    with (tmp_path / "document").open("w+b") as document:
+        process, terminal, before = screen(["drop", *place(pair.near), "--live", "--json"], stdout=document)
+        with terminal:
+            drawn = terminal.read(65536)
+            while b"frames owned" not in drawn:
+                drawn += terminal.read(65536)
+            process.send_signal(number)
+            with contextlib.suppress(OSError):
+                while more := terminal.read(65536):
+                    drawn += more
+            assert process.wait(WITHIN) == 0
+            assert termios.tcgetattr(terminal) == before
+        assert drawn.count(b"\x1b[?1049h") == drawn.count(b"\x1b[?1049l") == 1
+        document.seek(0)
+        assert proven(document.read().decode())["stopped_by"] == signal.Signals(number).name
 
 
 # What cannot be -------------------------------------------------------------------------------------------------------
