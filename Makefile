@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 # Making links and loading XDP programs needs root; everything else does not.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=NO_COLOR,TERM)
 
-.PHONY: demo test lint format bench bench-quick stress clean
+.PHONY: demo test lint format bench bench-quick docs stress clean
 
 demo:
 	@scripts/prepare.sh plot
@@ -35,8 +35,14 @@ bench-quick:
 	@scripts/prepare.sh test
 	@$(AS_ROOT) $(PYTHON) -m benchmarks.suite --quick
 
+# The book, as web pages: docs/_build/html/index.html.
+docs:
+	@scripts/prepare.sh docs
+	@$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 clean:
-	rm -rf build dist *.egg-info .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build *.egg-info .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf afxdp_pool/_bpf afxdp_pool/_native/_ffi.c afxdp_pool/_native/*.so tests/native/build benchmarks/native/build
 
 # A hundred million remote returns under ThreadSanitizer; some minutes.

@@ -59,7 +59,11 @@ class Audit:
         return self.fill + self.app + self.tx == 0
 
     def check(self, *, idle: bool = False) -> Self:
-        """Return self, or raise AuditError naming what is wrong; with `idle` also when any frame is in flight."""
+        """Return self if all is well; with `idle` also no frame may be in flight.
+
+        Raises:
+            AuditError: it is not; the text says what is wrong, and names the frames.
+        """
         if not self.ok:
             more = f" (and {self.wrong - len(self.problems)} more)" if self.wrong > len(self.problems) else ""
             raise AuditError(f"{self.wrong} wrong: " + "; ".join(self.problems) + more)

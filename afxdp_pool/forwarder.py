@@ -322,7 +322,11 @@ class Forwarder(Runner):
             )
 
     def start(self, duration: float | None = None) -> None:
-        """Run in a thread of its own until `stop()`; `join()` gives the report, or raises what the run raised."""
+        """Run in a thread of its own until `stop()`; `join()` gives the report, or raises what the run raised.
+
+        Raises:
+            ConfigError: it is running already.
+        """
         if self._thread is not None:
             raise ConfigError("the forwarder is running already")
 
@@ -342,7 +346,11 @@ class Forwarder(Runner):
             lib.afp_engine_stop(self._engine)
 
     def join(self) -> Report:
-        """Wait for the thread of `start()` to end; its report, or its error."""
+        """Wait for the thread of `start()` to end, and return its report.
+
+        Raises:
+            What the run raised; see `run`.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None

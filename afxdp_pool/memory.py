@@ -112,6 +112,8 @@ class BpfMemory(_Mapping):
 
     Raises:
         PrivilegeError, ProgramLoadError: the map was refused: it takes CAP_BPF, and at most 2 GB.
+
+    Concurrency: any thread; `close()` when no other thread uses it.
     """
 
     def __init__(self, size: int, *, spare: int = 4096) -> None:

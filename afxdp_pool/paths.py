@@ -128,6 +128,8 @@ def drop(netdev: str, *, options: Options = Options()) -> Runner:
 
     Raises:
         As `Port`.
+
+    Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
     return _open(_each(netdev, options, replace(options.port, transmit=False), Route(DROP)), options)
 
@@ -137,6 +139,8 @@ def reflect(netdev: str, *, swap_mac: bool = True, options: Options = Options())
 
     Raises:
         As `Port`.
+
+    Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
     return _open(_each(netdev, options, options.port, Route(TX, Rewrite(swap=swap_mac))), options)
 
@@ -156,6 +160,8 @@ def forward(
 
     Raises:
         As `Port`; ConfigError when both are the same device with a single queue (that is `reflect`).
+
+    Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
     receive_only = replace(options.port, transmit=options.port.transmit if both_ways else False)
     send_only = replace(options.port, receive=both_ways)
@@ -205,6 +211,8 @@ def transmit(
 
     Raises:
         As `Port`; ConfigError when a packet is empty or does not fit a frame.
+
+    Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
     if len(options.queues) != 1:
         raise ConfigError("tx sends from one queue", hint="run one tx a queue")
@@ -228,6 +236,8 @@ def handle(netdevs: Sequence[str], handler: Handler, *, options: Options = Optio
 
     Raises:
         As `Port`.
+
+    Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
     plans = [
         _Plan([_Place(netdev, queue, options.port) for netdev in netdevs for queue in queues], {})

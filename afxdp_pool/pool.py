@@ -302,14 +302,26 @@ class FramePool:
         return frames_call(lib.afp_ref_all, self.umem.table, self._data, batch, "ref")
 
     def collect(self) -> int:
-        """Take in what other threads gave back; returns how many frames came home. Concurrency: owner thread only."""
+        """Take in what other threads gave back; returns how many frames came home.
+
+        Raises:
+            WrongThreadError: another thread owns the pool.
+
+        Concurrency: owner thread only.
+        """
         got = lib.afp_pool_collect(self.native)
         if got < 0:
             raise self._refusal(got, "collect")
         return int(got)
 
     def flush(self) -> None:
-        """Give every idle frame back to the Umem. Concurrency: owner thread only."""
+        """Give every idle frame back to the Umem.
+
+        Raises:
+            WrongThreadError: another thread owns the pool.
+
+        Concurrency: owner thread only.
+        """
         got = lib.afp_pool_flush(self.native)
         if got < 0:
             raise self._refusal(got, "flush")
@@ -325,7 +337,13 @@ class FramePool:
             raise self._refusal(got, "bind")
 
     def unbind(self) -> None:
-        """Stop being the owner, so that another thread can be. Concurrency: owner thread only; unbound: no effect."""
+        """Stop being the owner, so that another thread can be; no effect when unbound.
+
+        Raises:
+            WrongThreadError: another thread owns the pool.
+
+        Concurrency: owner thread only.
+        """
         if self.owner_tid and lib.afp_pool_unbind(self.native) < 0:
             raise self._refusal(lib.AFP_WRONG_THREAD, "unbind")
 

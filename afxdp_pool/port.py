@@ -130,7 +130,11 @@ class Port:
 
     @classmethod
     def in_memory(cls, pool: FramePool, config: PortConfig | None = None, name: str = "memory") -> Self:
-        """A port whose rings lie in plain memory, for tests: `afxdp_pool.testing.rings` plays the kernel's side."""
+        """A port whose rings lie in plain memory, for tests: `afxdp_pool.testing.FakeKernel` plays the kernel's side.
+
+        Raises:
+            NotEnoughFramesError: the Umem has fewer frames than the rings need. MemoryLimitError: no memory for rings.
+        """
         self = cls.__new__(cls)
         self._prepare(pool, name, 0, config or PortConfig())
         self._require_frames()

@@ -21,6 +21,8 @@ class Runner(ABC):
     Attributes:
         umem: the Umem.
         ports: all ports, those of the first worker first.
+
+    Concurrency: `stop` and `snapshot`: any thread. All else: one thread at a time.
     """
 
     umem: Umem

@@ -137,9 +137,10 @@ class Workers(Runner):
             forwarder.stop()
 
     def join(self) -> Report:
-        """Wait for all workers to end; their report, or the error of the first that failed.
+        """Wait for all workers to end, and return their report.
 
-        The errors of others that failed after it are said in the log.
+        Raises:
+            What the first worker to fail raised. The errors of others that failed after it are said in the log.
         """
         for thread in self._threads:
             thread.join()

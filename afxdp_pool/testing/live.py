@@ -63,7 +63,7 @@ class FakeLive:
     Concurrency: the thread that runs the port.
 
     >>> from afxdp_pool import FramePool, Port, Umem
-    >>> with Umem(frames=256) as umem, FramePool(umem) as pool:
+    >>> with Umem(frames=4096) as umem, FramePool(umem) as pool:
     ...     port = Port.in_memory(pool)
     ...     live = FakeLive(port)
     ...     batch = pool.alloc(100)
