@@ -441,6 +441,7 @@ class Port:
         if self._program is not None and self._borrowed:
             return_program(self._program)
         self._last_kernel = self.kernel_stats()
+        lib.afp_port_set_tap(self._port, ffi.NULL)
         lib.afp_port_end(self._port)
         self._last = port_stats(self._port)
         self._port = None

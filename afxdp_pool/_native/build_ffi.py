@@ -21,6 +21,7 @@ SOURCES = (
     "fragment.c",
     "audit.c",
     "port.c",
+    "tap.c",
     "socket.c",
     "live.c",
     "generate.c",

@@ -55,11 +55,13 @@ struct afp_port_stats {
 };
 struct xsk_ring_prod { uint32_t cached_prod; uint32_t cached_cons; ...; };
 struct xsk_ring_cons { uint32_t cached_prod; uint32_t cached_cons; ...; };
+struct afp_tap;
 struct afp_port {
 	uint32_t id; uint32_t fill_level; int fd; int error;
 	struct xsk_ring_prod fill, tx;
 	struct xsk_ring_cons rx, comp;
 	struct afp_mock_ring mock[4];
+	struct afp_tap *tap;
 	...;
 };
 struct afp_port_config {
@@ -110,6 +112,15 @@ void afp_live_play(struct afp_live *live, afp_live_run run, void *user);
 void afp_live_read_stats(const struct afp_live *live, struct afp_live_stats *out);
 void afp_port_set_live(struct afp_port *port, struct afp_live *live);
 extern "Python" int afp_python_run(struct afp_live *live, uint32_t n, uint32_t longest);
+
+/* tap.h */
+enum afp_way { AFP_IN, AFP_OUT };
+struct afp_tap_ring { uint8_t *data; uint64_t size; uint64_t head; uint64_t tail; };
+struct afp_tap { struct afp_tap_ring *ring; uint32_t interface, queue; uint32_t snaplen; uint32_t ways; uint64_t taken, dropped; };
+void afp_port_set_tap(struct afp_port *port, struct afp_tap *tap);
+uint64_t afp_tap_take(struct afp_tap_ring *ring, uint8_t *out, uint64_t size);
+void afp_tap_counts(const struct afp_tap *tap, uint64_t *out);
+uint32_t afp_tap_walk(const uint8_t *data, uint64_t size, uint32_t *starts);
 
 /* audit.h */
 struct afp_wrong_item { uint32_t frame; uint32_t what; uint64_t word; int64_t expected, found; };

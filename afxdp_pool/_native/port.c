@@ -77,6 +77,8 @@ uint32_t afp_port_receive(struct afp_port *port, struct afp_desc *out, uint32_t 
 	bump(&port->stat[P_RX_BYTES], bytes);
 	if (unlikely(good < n))
 		bump(&port->stat[P_RX_BAD], n - good);
+	if (unlikely(port_tapped(port)))
+		afp_port_tap(port, out, good, AFP_IN);
 	return good;
 }
 
@@ -199,6 +201,8 @@ uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, 
 	}
 	if (!done)
 		return 0;
+	if (unlikely(port_tapped(port)))
+		afp_port_tap(port, descs, done, AFP_OUT);
 	if (live) {
 		__atomic_store_n(&live->ring->producer, index + done, __ATOMIC_RELEASE);
 	} else {

@@ -17,6 +17,7 @@
 #include "live.h"
 #include "pool.h"
 #include "ring.h"
+#include "tap.h"
 
 struct afp_port_stats {
 	uint64_t fill_submitted; /* frames given to the kernel for receiving */
@@ -47,6 +48,7 @@ struct afp_port {
 	struct xsk_ring_prod fill, tx;
 	struct xsk_ring_cons rx, comp;
 	struct afp_live *live; /* NULL: everything goes by the socket */
+	struct afp_tap *tap, *tapping; /* who copies its packets, NULL: nobody; which of them is at work */
 	uint8_t *sent_clones; /* [nframes] transmissions of frames with several references, made when first needed */
 	_Atomic uint64_t stat[AFP_PORT_STATS];
 
@@ -109,6 +111,10 @@ void afp_port_reclaim(struct afp_port *port);
 static inline uint64_t port_count(const struct afp_port *port, enum afp_port_stat which)
 {
 	return atomic_load_explicit(&port->stat[which], memory_order_relaxed);
+}
+static inline bool port_tapped(const struct afp_port *port)
+{
+	return __atomic_load_n(&port->tap, __ATOMIC_RELAXED);
 }
 /* Frames the kernel has from this port. */
 static inline uint32_t port_in_fill(const struct afp_port *port)

@@ -226,6 +226,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             args.rules = rules(args)
         except argparse.ArgumentTypeError as error:
             top.error(str(error))
+    if "capture" in args and args.capture is None:
+        given = [flag for flag, value in (("packets", args.capture_packets), ("rule", args.capture_rule)) if value]
+        if given:
+            top.error(f"--capture-{given[0]} goes with --capture FILE")
     return args
 
 
@@ -305,6 +309,15 @@ def _add_path(command: argparse.ArgumentParser, *, receives: bool = True, sends:
     add("--threaded-napi", action=argparse.BooleanOptionalAction, help="the driver in kernel threads, while it runs")
     add("--napi-defer-hard-irqs", metavar="N", type=count, help="set while it runs; with --busy-poll, such as 2")
     add("--gro-flush-timeout", metavar="NS", type=count, help="set while it runs; with --busy-poll, such as 200000")
+
+    copies = command.add_argument_group("capture", "packets copied to a pcapng file on their way (extra pcap)")
+    add = copies.add_argument
+    add("--capture", metavar="FILE", help="write what is received and sent; Wireshark opens it")
+    add("--capture-packets", metavar="N", type=count, help="stop capturing after so many; default: no end")
+    add("--capture-snaplen", metavar="BYTES", type=count, default=65535, help="of each packet; default: all")
+    add("--capture-direction", choices=("in", "out", "both"), default="both", help="default both")
+    add("--capture-rule", metavar="RULE", type=rule, action="append", default=[],
+        help="only these packets, as --rule; again for more")  # fmt: skip
 
     mode = command.add_argument_group("mode", "default: the best the driver has")
     socket_mode = mode.add_mutually_exclusive_group()

@@ -6,10 +6,13 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from afxdp_pool import AfXdpError, Audit, PortReport, PrivilegeError, Report, __version__
 from afxdp_pool.cli.meter import FILL_EMPTY, Rate, losses
+
+if TYPE_CHECKING:
+    from afxdp_pool.capture import Capture
 
 _STOPPED_BY = {"duration": "its duration", "count": "its count", "SIGINT": "Ctrl-C", "error": "an error"}
 _STEPS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -55,6 +58,26 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Captured:
+    """A capture that has ended: its file, and what became of the packets; see `CaptureStats`."""
+
+    path: str
+    written: int
+    filtered: int
+    dropped: int
+
+    @classmethod
+    def of(cls, capture: Capture) -> Captured:
+        """Of this capture."""
+        return cls(str(capture.path), **asdict(capture.stats()))
+
+    def __str__(self) -> str:
+        filtered = f", {self.filtered:,} left out" if self.filtered else ""
+        dropped = f"; {self.dropped:,} more came too fast to be written" if self.dropped else ""
+        return f"captured {self.written:,} packets in {self.path}{filtered}{dropped}"
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a run ended: its counters, the proof, what stopped it, and what went wrong if something did.
 
@@ -66,6 +89,7 @@ class Outcome:
     stopped_by: str
     error: str | None = None
     notices: tuple[str, ...] = ()
+    captured: Captured | None = None
 
 
 def scaled(value: float, unit: str) -> str:
@@ -143,6 +167,7 @@ def summary(args: argparse.Namespace, outcome: Outcome) -> list[str]:
         moved = ", ".join(f"{name} {getattr(worker, name):,}" for name in sums if _way(name) in ways(args.command))
         lines.append(f"  {worker.name}{where}: {moved}")
     lines += [f"  {text}" for text in troubles(report)]
+    lines += [f"  {outcome.captured}"] if outcome.captured else []
     lines.append(f"  {outcome.proof}")
     return lines
 
@@ -213,5 +238,6 @@ def document(args: argparse.Namespace, outcome: Outcome) -> dict[str, Any]:
             if port.info
         },
         **outcome.report.as_dict(),
+        "capture": asdict(outcome.captured) if outcome.captured else None,
         "audit": outcome.proof.as_dict(),
     }

@@ -15,16 +15,19 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import afxdp_pool as ap
 from afxdp_pool import netdev as netdevs
 from afxdp_pool.cli import arguments, traffic
 from afxdp_pool.cli.meter import Meter
 from afxdp_pool.cli.notices import Notices
-from afxdp_pool.cli.output import Outcome, Proof, document, sentence, summary
+from afxdp_pool.cli.output import Captured, Outcome, Proof, document, sentence, summary
 from afxdp_pool.cli.views import View, choose_view
 from afxdp_pool.errors import LinkGoneError, NoSuchInterfaceError, NoSuchNamespaceError
+
+if TYPE_CHECKING:
+    from afxdp_pool.capture import Capture
 
 #: Seconds between two looks whether the interfaces are still there.
 LOOK_EVERY = 1.0
@@ -111,6 +114,35 @@ def open_path(args: argparse.Namespace) -> ap.Runner:
     return ap.transmit(args.interface, template, count=number, rate=args.rate, options=options)
 
 
+def open_capture(args: argparse.Namespace, forwarder: ap.Runner) -> Capture | None:
+    """The capture, if one is wanted.
+
+    Raises:
+        AfXdpError: see `Capture`.
+    """
+    if args.capture is None:
+        return None
+    from afxdp_pool.capture import Capture
+
+    return Capture(
+        args.capture,
+        forwarder,
+        snaplen=args.capture_snaplen,
+        packets=args.capture_packets,
+        direction=args.capture_direction,
+        rules=args.capture_rule,
+    )
+
+
+def _end_capture(capture: Capture | None) -> ap.AfXdpError | None:
+    try:
+        if capture is not None:
+            capture.close()
+    except ap.AfXdpError as error:
+        return error
+    return None
+
+
 def prove(forwarder: ap.Runner) -> Proof:
     """Audit the frames, close ports and pools, and audit again: then all of them must be back in the Umem."""
     pools = forwarder.pools
@@ -132,15 +164,19 @@ def run(args: argparse.Namespace) -> int:
         # Once its sockets are open packets come in, so everything else is made before.
         look, view = _presence(args), choose_view(args, notices)
         with open_path(args) as forwarder:
+            capture = open_capture(args, forwarder)
             try:
                 error = _watch(args, forwarder, view, look, signals)
             finally:
                 signals.stops(None)
+                failed = _end_capture(capture)
             report, proof = forwarder.snapshot(), prove(forwarder)
         if isinstance(error, BrokenPipeError):
             raise error
+        error = error or failed
         said = sentence(error, args.interface) if error else None
-        outcome = Outcome(report, proof, _reason(args, report, signals, error), said, tuple(notices.all))
+        captured = Captured.of(capture) if capture else None
+        outcome = Outcome(report, proof, _reason(args, report, signals, error), said, tuple(notices.all), captured)
         return _finish(args, outcome, error)
 
 

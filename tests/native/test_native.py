@@ -1,6 +1,6 @@
 """The C alone, under sanitizers: each program of this directory is compiled into build/ with the engine, and run.
 
-AddressSanitizer and UndefinedBehaviorSanitizer watch all of them, ThreadSanitizer the one with threads. What each
+AddressSanitizer and UndefinedBehaviorSanitizer watch all of them, ThreadSanitizer those with threads. What each
 proves is said in its source. One of them, or one test in it, by hand:  tests/native/build/asan/test_pool [test]
 """
 
@@ -28,7 +28,10 @@ SANITIZERS = {
     # It does not know fences. The engine's order nothing but memory the tests leave alone there.
     "tsan": ["-fsanitize=thread", "-Wno-tsan"],
 }
-PROGRAMS = [("asan", path.stem) for path in sorted(HERE.glob("test_*.c"))] + [("tsan", "test_threads")]
+PROGRAMS = [("asan", path.stem) for path in sorted(HERE.glob("test_*.c"))] + [
+    ("tsan", "test_threads"),
+    ("tsan", "test_tap"),
+]
 
 
 def compiler() -> str:

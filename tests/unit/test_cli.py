@@ -215,6 +215,20 @@ def test_captures_need_their_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         traffic.read_capture(tmp_path)
 
 
+def test_the_words_for_captures(capsys: pytest.CaptureFixture[str]) -> None:
+    args = arguments.parse(["drop", "-i", "a", "--capture", "f", "--capture-packets", "2k", "--capture-rule", "port=5"])
+    assert (args.capture_packets, args.capture_rule) == (2000, [Rule(port=5)])
+    for words in (["--capture-packets", "5"], ["--capture-rule", "port=5"]):
+        with pytest.raises(SystemExit):
+            arguments.parse(["drop", "-i", "a", *words])
+        assert "goes with --capture FILE" in capsys.readouterr().err
+    captured = output.Captured("f.pcapng", 1000, 5, 7)
+    assert str(captured) == "captured 1,000 packets in f.pcapng, 5 left out; 7 more came too fast to be written"
+    outcome = output.Outcome(report(), output.Proof(audit(), audit(), 0), "duration", captured=captured)
+    assert "  captured 1,000 packets" in "\n".join(output.summary(args, outcome))
+    assert output.document(args, outcome)["capture"]["dropped"] == 7
+
+
 # Words ----------------------------------------------------------------------------------------------------------------
 
 

@@ -10,12 +10,15 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address, ip_network
 
+import numpy as np
 import pytest
 from conftest import may_do_everything
 
+from afxdp_pool import DESC, Batch
 from afxdp_pool.bpf import BpfObject, run
 from afxdp_pool.errors import ConfigError, PrivilegeError
 from afxdp_pool.filters import KEY_SIZE, MAX_RULES, RULES_SIZE, Rule, pack_rules
+from afxdp_pool.matching import matching
 from afxdp_pool.program import write_rules
 
 TCP, UDP, ICMP = 6, 17, 1
@@ -178,6 +181,18 @@ MATCHES = [
 def test_match(bpf_filter: Filter, rule: Rule, frame: bytes, wanted: bool) -> None:
     bpf_filter.set(rule)
     assert bpf_filter.wants(frame) is wanted
+
+
+@pytest.mark.parametrize("row", MATCHES, ids=[row[0] for row in MATCHES])
+def test_match_of_a_batch(row: tuple[str, Rule, bytes, bool]) -> None:
+    """The same rules over a batch, where no program is."""
+    frames = [row[2], ARP, row[2]]
+    data = np.frombuffer(bytearray(b"".join(frame.ljust(256, b"\xff") for frame in frames)), np.uint8)
+    batch = Batch(np.array([(256 * i, len(frame), 0, 0) for i, frame in enumerate(frames)], DESC), data)
+    assert matching([row[1]], batch).tolist()[::2] == [row[3]] * 2
+    assert matching([Rule(port=1), row[1]], batch).tolist()[::2] == [row[3]] * 2
+    assert matching([], batch).all()
+    assert not matching([Rule(port=1)], batch).any()
 
 
 def test_no_rules_want_everything(bpf_filter: Filter) -> None:

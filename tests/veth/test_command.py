@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from live_lab import perfect
 
 from afxdp_pool import hook as xdp
+from afxdp_pool.cli.traffic import read_capture
 from afxdp_pool.netdev import in_netns
 from afxdp_pool.testing import Lab, Sink, Source, VethPair, packets
 from afxdp_pool.testing.lab import LabLink
@@ -352,6 +355,35 @@ def test_the_screen_beside_the_document(pair: VethPair, number: int, tmp_path: P
         assert drawn.count(b"\x1b[?1049h") == drawn.count(b"\x1b[?1049l") == 1
         document.seek(0)
         assert proven(document.read().decode())["stopped_by"] == signal.Signals(number).name
+
+
+def test_a_capture_beside_a_forward(lab: Lab, tmp_path: Path) -> None:
+    left, right = lab.veth("l"), lab.veth("r")
+    path = tmp_path / "forward.pcapng"
+    words = ["-i", left.near.name, "-o", right.near.name, "--netns", left.near.netns, "--capture", str(path)]
+    with Sink(right.far) as sink, running("forward", *words, "--capture-rule", "protocol=udp,port=9") as forward:
+        with Source(left.far) as source:
+            sent = source.send(500, rate=20_000)
+        seen = sink.wait(sent.delivered)
+        document = forward.stop()
+    perfect(seen, sent.delivered)
+    captured = document["capture"]
+    # Written: the test packets, each as it came and as it went; left out: what the links' own kernels say.
+    assert (captured["path"], captured["dropped"]) == (str(path), 0)
+    assert captured["written"] == 2 * sent.delivered
+    assert captured["filtered"] == document["received"] + document["sent"] - captured["written"]
+    assert [packets.parse(frame) for frame in read_capture(path)].count(None) == 0
+    tshark = shutil.which("tshark")
+    if tshark:
+        fields = ["frame.interface_name", "frame.packet_flags_direction", "udp.dstport", "ip.checksum.status"]
+        words = [word for field in fields for word in ("-e", field)]
+        read = [tshark, "-o", "ip.check_checksum:TRUE", "-r", str(path), "-T", "fields", *words]
+        lines = subprocess.run(read, check=True, capture_output=True, text=True).stdout.splitlines()
+        assert len(lines) == captured["written"]
+        assert {tuple(line.split()) for line in lines} == {
+            (left.near.name, "0x00000001", "9", "1"),
+            (right.near.name, "0x00000002", "9", "1"),
+        }
 
 
 # What cannot be -------------------------------------------------------------------------------------------------------
