@@ -21,6 +21,7 @@ from afxdp_pool.errors import (
     ConfigError,
     DoubleFreeError,
     ForeignFrameError,
+    FrameGoneError,
     FrameSizeError,
     InterfaceDownError,
     InvalidDescriptorError,
@@ -44,6 +45,7 @@ from afxdp_pool.errors import (
 )
 from afxdp_pool.filters import Rule
 from afxdp_pool.forwarder import Forwarder
+from afxdp_pool.frame import Frame, Frames
 from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
 from afxdp_pool.memory import BpfMemory
 from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
@@ -79,8 +81,11 @@ __all__ = [
     "FiveTuple",
     "ForeignFrameError",
     "Forwarder",
+    "Frame",
+    "FrameGoneError",
     "FramePool",
     "FrameSizeError",
+    "Frames",
     "InterfaceDownError",
     "InvalidDescriptorError",
     "KernelStats",

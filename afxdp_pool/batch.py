@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from afxdp_pool._native import ffi
+from afxdp_pool._native import ffi, lib
 from afxdp_pool.columns import Columns, Fields, FiveTuple
-from afxdp_pool.errors import InvalidDescriptorError
+from afxdp_pool.errors import FrameGoneError, InvalidDescriptorError
 
 if TYPE_CHECKING:
+    from afxdp_pool.frame import Frame, Frames
     from afxdp_pool.port import Port
+    from afxdp_pool.umem import Umem
 
 #: One descriptor: `addr` bytes into the Umem, `len` bytes, the kernel's `options`, the frame's generation.
 DESC = np.dtype([("addr", "<u8"), ("len", "<u4"), ("options", "<u2"), ("gen", "<u2")])
@@ -35,10 +37,11 @@ class Batch:
         data: the whole Umem as uint8, shape ``(bytes,)``.
         port: the port the packets came from, or None.
         frame_size: bytes a frame of the Umem has, 0 when not known.
+        umem: the Umem, or None: then what its frames are doing is not known.
 
     Ownership: whoever holds the batch holds one reference to each of its frames. A batch given to a handler lends
-    them for the call only, and is used again for the next call, with its arrays; ``copy()`` it before keeping packets
-    beyond the call.
+    them for the call only, and is used again for the next call, with its arrays; ``keep()`` packets, or ``copy()`` it,
+    to have them beyond the call.
     Concurrency: any one thread at a time.
     """
 
@@ -47,15 +50,28 @@ class Batch:
         "_count",
         "_descs",
         "_fields",
+        "_owner",
         "_pointer",
         "_verdicts",
         "_views",
         "data",
         "frame_size",
         "port",
+        "umem",
     )
 
-    def __init__(self, descs: npt.NDArray[Any], data: Bytes, port: Port | None = None, *, frame_size: int = 0) -> None:
+    #: Whether the pool may take frames straight from the descriptors: not where somebody keeps count of them.
+    _direct = True
+
+    def __init__(
+        self,
+        descs: npt.NDArray[Any],
+        data: Bytes,
+        port: Port | None = None,
+        *,
+        frame_size: int = 0,
+        umem: Umem | None = None,
+    ) -> None:
         if descs.ndim != 1:
             raise InvalidDescriptorError(f"descriptors of shape {descs.shape}, not a list of them")
         self._descs = descs
@@ -65,9 +81,11 @@ class Batch:
         self._fields: Fields | None = None
         self._verdicts: Bytes | None = None
         self._views: tuple[Any, Any] | None = None
+        self._owner: tuple[Frames, npt.NDArray[np.intp]] | None = None  # whose packets these are, and which
         self.data = data
         self.port = port
         self.frame_size = frame_size
+        self.umem = umem
 
     @property
     def descs(self) -> npt.NDArray[Any]:
@@ -91,7 +109,9 @@ class Batch:
             return ffi.from_buffer(_DESCS, np.ascontiguousarray(self._descs))  # a copy: good for one call
         pointer = ffi.from_buffer(_DESCS, self._descs)
         if self._descs.flags.writeable:
-            self._pointer, self._address = pointer, int(ffi.cast("uintptr_t", pointer))
+            self._pointer = pointer
+            if self._direct and self._owner is None:
+                self._address = int(ffi.cast("uintptr_t", pointer))
         return pointer
 
     def __len__(self) -> int:
@@ -102,20 +122,33 @@ class Batch:
     @overload
     def __getitem__(self, key: slice | npt.NDArray[Any]) -> Batch: ...
     def __getitem__(self, key: int | slice | npt.NDArray[Any]) -> Bytes | Batch:
-        """``batch[i]`` is packet i, a writable uint8 view; a slice, mask or index array gives a smaller batch."""
+        """``batch[i]`` is packet i, a writable uint8 view; a slice, mask or index array gives a smaller batch.
+
+        Raises:
+            FrameGoneError: packet i was given back, or its frame has gone round since. A view taken before that cannot
+                be taken away: it shows what the frame holds now.
+        """
         if isinstance(key, (int, np.integer)):
             desc = self._descs[int(key)]
+            self._look(int(key) % self._count, 1)
             start = int(desc["addr"])
             return self.data[start : start + int(desc["len"])]
-        return Batch(self._descs[key], self.data, self.port, frame_size=self.frame_size)
+        return self._part(key)
+
+    def _part(self, key: Any) -> Batch:
+        part = Batch(self._descs[key], self.data, self.port, frame_size=self.frame_size, umem=self.umem)
+        if self._owner is not None:
+            part._owner = self._owner[0], self._owner[1][key]
+        return part
 
     def __iter__(self) -> Iterator[Bytes]:
         """Each packet in turn, as ``batch[i]``."""
+        self._look(0, self._count)
         for addr, length in zip(self.addr.tolist(), self.len.tolist(), strict=True):
             yield self.data[addr : addr + length]
 
     def __repr__(self) -> str:
-        return f"<Batch of {len(self)} packets, {int(self.len.sum())} bytes>"
+        return f"<{type(self).__name__} of {len(self)} packets, {int(self.len.sum())} bytes>"
 
     @property
     def addr(self) -> npt.NDArray[np.uint64]:
@@ -136,6 +169,70 @@ class Batch:
         if self._verdicts is None:
             self._verdicts = np.zeros(self._count, np.uint8)
         return self._verdicts
+
+    # Holding --------------------------------------------------------------------------------------------------------
+
+    @property
+    def held(self) -> npt.NDArray[np.bool_]:
+        """Which packets are still out, in the life of their frame that this batch knows; bool, shape ``(n,)``.
+
+        False for what was given back, or went home once sent. Concurrency: any thread; true at that moment.
+
+        Raises:
+            InvalidDescriptorError: the batch knows no Umem. PoolClosedError: the Umem is closed.
+        """
+        if self.umem is None:
+            raise InvalidDescriptorError("these descriptors were made by hand, of no Umem that could tell")
+        out = np.empty(self._count, np.bool_)
+        lib.afp_held(self.umem.table, self.pointer, self._count, ffi.from_buffer("uint8_t[]", out))
+        return out
+
+    @overload
+    def keep(self, key: int) -> Frame: ...
+    @overload
+    def keep(self, key: slice | npt.NDArray[Any] = ...) -> Frames: ...
+    def keep(self, key: int | slice | npt.NDArray[Any] = slice(None)) -> Frame | Frames:
+        """Take one more reference to packet `key`, as a `Frame`; or to those of a slice, mask or array, as `Frames`.
+
+        What becomes of the batch is decided as before: put, sent, or in a handler by its verdicts. The packets kept
+        stay until they are closed, however that was decided.
+
+        Raises:
+            FrameGoneError, DoubleFreeError: a packet is not the caller's to keep any more; none is kept then.
+            PoolError: a fragment, which has one reference only, that ``Frames(batch)`` takes over; or 4095 references.
+
+        Concurrency: any thread that holds the batch; in a handler, during the call.
+        Ownership: the new references are the Frame's.
+        """
+        from afxdp_pool.frame import keep  # it builds on this module
+
+        return keep(self, key)
+
+    def require(self) -> None:
+        """For a part of `Frames`: these packets must not have been given away already.
+
+        Raises:
+            FrameGoneError: some have.
+        """
+        if self._owner is not None:
+            self._owner[0]._require(self._owner[1])
+
+    def given(self, n: int) -> None:
+        """The first `n` packets have been given away: who sends or puts a batch tells it, for a part of `Frames`."""
+        if self._owner is not None:
+            self._owner[0]._give(self._owner[1][:n])
+
+    def _look(self, at: int, n: int) -> None:
+        """Somebody looks at `n` packets from `at` on. Of a closed Umem nobody else has them: the memory is theirs."""
+        if self.umem is None or self._views is not None or not self.umem._open:
+            return
+        pointer = self.pointer  # a copy, if so, must live until C has looked
+        good = lib.afp_held(self.umem.table, pointer + at, n, ffi.NULL)
+        if good < n:
+            raise FrameGoneError(
+                f"packet {at + good} of the batch is not its holder's any more: it was given back",
+                hint="keep() packets that are needed longer",
+            )
 
     # Header fields --------------------------------------------------------------------------------------------------
 
@@ -223,7 +320,9 @@ class Batch:
 
     def copy(self) -> Batch:
         """The same packets under descriptors of their own: the frames are not copied, no reference is taken."""
-        return Batch(self._descs.copy(), self.data, self.port, frame_size=self.frame_size)
+        made = Batch(self._descs.copy(), self.data, self.port, frame_size=self.frame_size, umem=self.umem)
+        made._owner = self._owner
+        return made
 
     def write(self, index: int, packet: bytes | bytearray | memoryview | Bytes) -> None:
         """Write `packet` into frame `index`, at its address, and set its length.
@@ -233,8 +332,10 @@ class Batch:
         Raises:
             InvalidDescriptorError: the packet would reach beyond its frame (where the batch knows the frame size, which
                 every batch of a pool or port does) or beyond the Umem.
+            FrameGoneError: the frame is no longer the batch's.
         """
         content = np.frombuffer(packet, np.uint8)
+        self._look(range(self._count)[index], 1)
         start = int(self._descs["addr"][index])
         end = start + len(content)
         if end > len(self.data) or (self.frame_size and start % self.frame_size + len(content) > self.frame_size):

@@ -136,6 +136,10 @@ class InvalidDescriptorError(PoolError):
     """A transmit descriptor the kernel would refuse: no length, options set, or not inside one frame."""
 
 
+class FrameGoneError(PoolError):
+    """A packet was looked at, or kept, that is not its holder's any more: given back, sent, or lent for a call."""
+
+
 class WrongThreadError(PoolError):
     """An owner-only call on a pool that is bound to another thread."""
 

@@ -43,7 +43,13 @@ class _Lent(dict[int, Batch]):
 
     def __missing__(self, code: int) -> Batch:
         n = code & 0xFFFF
-        batch = Batch(self._descs[:n], self._umem.data, self._ports[code >> 16], frame_size=self._umem.frame_size)
+        batch = Batch(
+            self._descs[:n],
+            self._umem.data,
+            self._ports[code >> 16],
+            frame_size=self._umem.frame_size,
+            umem=self._umem,
+        )
         batch.lend(self._pointer, self._verdicts[:n], self._columns)
         self[code] = batch
         return batch

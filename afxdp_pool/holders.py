@@ -1,7 +1,7 @@
 """Who has which frames: the answer to "where did my frames go", from the frame table and, if tracing, call stacks.
 
-A `Tracer` notes where frames were handed to the application. It costs a stack walk a batch, so it is off unless
-`Umem(trace=True)` or the environment's ``AFXDP_POOL_TRACE=1`` asks for it.
+A `Tracer` notes where frames were handed to the application, or kept by it. It costs a stack walk a batch, so it is off
+unless `Umem(trace=True)` or the environment's ``AFXDP_POOL_TRACE=1`` asks for it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from afxdp_pool.batch import Batch
 
 _PACKAGE = os.path.dirname(__file__) + os.sep
 _FILL, _APP, _TX = 2, 3, 4
@@ -56,28 +59,35 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class _Taken:
+class Taken:
+    """When, by which thread and where frames were taken."""
+
     at: float
     thread: str
     traceback: str
+
+    def __str__(self) -> str:
+        return f"{time.monotonic() - self.at:.1f} s ago by {self.thread}:\n{self.traceback}"
 
 
 class Tracer:
     """Notes who took each frame last. Concurrency: any thread; one writer a frame, who holds it."""
 
     def __init__(self) -> None:
-        self._taken: dict[int, _Taken] = {}
+        self._taken: dict[int, tuple[int, Taken]] = {}  # by frame: its generation then, and who
 
-    def note(self, frames: Iterable[int]) -> None:
+    def note(self, batch: Batch) -> Taken:
         """These frames were handed to the caller of the library, now."""
         stack = [frame for frame in traceback.extract_stack() if not frame.filename.startswith(_PACKAGE)]
-        taken = _Taken(time.monotonic(), threading.current_thread().name, "".join(traceback.format_list(stack)))
-        for frame in frames:
-            self._taken[frame] = taken
+        taken = Taken(time.monotonic(), threading.current_thread().name, "".join(traceback.format_list(stack)))
+        for frame, gen in zip(batch.frames(batch.frame_size), batch.descs["gen"].tolist(), strict=True):
+            self._taken[frame] = gen, taken
+        return taken
 
-    def who(self, frame: int) -> _Taken | None:
-        """What was noted of `frame` last."""
-        return self._taken.get(frame)
+    def who(self, frame: int, gen: int) -> Taken | None:
+        """Who took `frame` last, if in that life of it."""
+        noted, taken = self._taken.get(frame, (-1, None))
+        return taken if noted == gen else None
 
 
 def wanted(trace: bool | None) -> bool:
@@ -94,7 +104,7 @@ def find_holders(words: npt.NDArray[np.uint64], ports: Mapping[int, str], tracer
     for frame in out.tolist():
         word = int(words[frame])
         state, pool, port = word >> 36 & 0x7, word >> 24 & 0xFFF, word >> 40 & 0xFF
-        taken = tracer.who(frame) if tracer and state == _APP else None
+        taken = tracer.who(frame, word >> 48) if tracer and state == _APP else None
         name = ports.get(port) if state != _APP and port != _SEVERAL else None
         groups[(state, pool, name, taken)].append(frame)
     holders = [

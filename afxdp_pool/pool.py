@@ -8,6 +8,7 @@ one atomic operation a batch. ``hold_cnt - release_cnt`` is always the number of
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -46,11 +47,13 @@ class _Callbacks:
     ) -> None:
         self._data, self._frame_size, self._headroom = umem.data, umem.frame_size, umem.config.headroom
         self._init, self._event = init, event
+        self._calling = umem._in_callback
         self.failed: BaseException | None = None
         self.handle = ffi.new_handle(self)
 
     def call(self, event: int, frames: npt.NDArray[np.uint32]) -> None:
         """Frames entered (0) or left (1)."""
+        self._calling.add(threading.get_ident())
         try:
             if event == 0 and self._init is not None:
                 descs = np.zeros(len(frames), DESC)
@@ -61,6 +64,8 @@ class _Callbacks:
                 self._event("release" if event else "hold", frames)
         except BaseException as error:  # C is calling: it is raised by the next call from Python
             self.failed = error
+        finally:
+            self._calling.discard(threading.get_ident())
 
     def raise_failure(self) -> None:
         """Raise what a callback raised."""
@@ -239,6 +244,8 @@ class FramePool:
             raise ConfigError("out is read-only, or not contiguous", hint="use a whole batch, or one cut as out[:n]")
         if self._pool_at and out._address:
             got = _alloc(self._pool_at, out._address, n)
+        elif out._owner is not None or not out._direct:
+            raise ConfigError("out are frames that are held", hint="use a batch of alloc() or receive()")
         else:
             got = lib.afp_pool_alloc(self.native, out.pointer, n)
         if got == out._count and not self._watched:
@@ -265,14 +272,14 @@ class FramePool:
         return self._allocated(out, got, "alloc_fragments")
 
     def _new_batch(self, n: int) -> Batch:
-        return Batch(np.empty(check_count(n), DESC), self.umem.data, frame_size=self.umem.frame_size)
+        return Batch(np.empty(check_count(n), DESC), self._data, frame_size=self.umem.frame_size, umem=self.umem)
 
     def _allocated(self, out: Batch, got: int, doing: str) -> Batch:
         if got < 0:
             raise self._refusal(got, doing)
         batch = out[:got]
         if self.umem.tracer is not None:
-            self.umem.tracer.note(batch.frames(self.umem.frame_size))
+            self.umem.tracer.note(batch)
         if self._callbacks.failed is not None:
             self.umem.put(batch)
             self._callbacks.raise_failure()

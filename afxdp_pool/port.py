@@ -30,6 +30,7 @@ from afxdp_pool.errors import (
     PoolClosedError,
     WrongThreadError,
 )
+from afxdp_pool.frame import Frame
 from afxdp_pool.live import LiveTransmit, Refused, describe, unfit
 from afxdp_pool.pool import FramePool
 from afxdp_pool.program import XdpProgram
@@ -350,15 +351,17 @@ class Port:
         Ownership: the caller holds the frames until put, sent or kept.
         """
         umem = self.pool.umem
-        batch = Batch(np.empty(check_count(n), DESC), umem.data, self, frame_size=umem.frame_size)
+        batch = Batch(np.empty(check_count(n), DESC), umem.data, self, frame_size=umem.frame_size, umem=umem)
         got = lib.afp_port_receive(self.native, batch.pointer, n)
         batch = batch[:got]
-        if got and self.pool.umem.tracer is not None:
-            self.pool.umem.tracer.note(batch.frames(self.pool.umem.frame_size))
+        if got and umem.tracer is not None:
+            umem.tracer.note(batch)
         return batch
 
-    def transmit(self, batch: Batch) -> int:
+    def transmit(self, batch: Batch | Frame) -> int:
         """Put the packets into the TX ring, in order, and wake the kernel. Returns how many there was room for.
+
+        A `Frame`, and `Frames` as far as they are sent, are given away by it. ``batch[sent:]`` is the rest.
 
         Raises:
             DoubleFreeError: a frame the caller does not hold; ForeignFrameError, InvalidDescriptorError: a descriptor
@@ -368,10 +371,18 @@ class Port:
 
         Ownership: one reference to each frame sent is the kernel's, until `complete()` on this port.
         """
+        if isinstance(batch, Frame):
+            frame, batch = batch, batch.batch
+            sent = self.transmit(batch)
+            if sent:
+                frame._revoke()
+            return sent
         if batch.data is not self.pool.umem.data:
             raise ForeignFrameError("the batch is of another Umem")
+        batch.require()
         refused = ffi.new("struct afp_refusals *")
         sent = int(lib.afp_port_transmit(self.native, batch.pointer, len(batch), refused))
+        batch.given(sent)
         try:
             self.kick()
         except LinkGoneError as error:

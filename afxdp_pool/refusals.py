@@ -16,7 +16,7 @@ _REASONS: dict[int, tuple[type[PoolError], str]] = {
     4: (InvalidDescriptorError, "would be refused by the kernel: no length, options set, or not inside one frame"),
     5: (PoolError, "has as many references as can be counted"),
     6: (PoolError, "could not be handed over, for want of memory"),
-    7: (PoolError, "is a fragment, which has one reference and cannot be given more"),
+    7: (PoolError, "is a fragment, which has but one reference: `Frames(batch)` takes that one over"),
 }
 
 
@@ -38,7 +38,10 @@ def frames_call(call: Callable[..., int], table: Any, data: Bytes, batch: Batch,
     if batch.data is not data:
         raise ForeignFrameError("the batch is of another Umem")
     n = len(batch)
+    batch.require()
     refused = call(table, batch.pointer, n)
+    if doing == "put":
+        batch.given(n)
     if refused:
         raise_refused(lib.afp_last_refusals(), n - refused, doing)
     return n

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import time
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -19,7 +20,7 @@ from afxdp_pool._native import ffi, lib
 from afxdp_pool.audit import STATES, Audit, audit_table
 from afxdp_pool.batch import Batch
 from afxdp_pool.config import UmemConfig
-from afxdp_pool.errors import ConfigError, MemoryLimitError, PoolClosedError
+from afxdp_pool.errors import ConfigError, ForeignFrameError, MemoryLimitError, PoolClosedError, PoolError
 from afxdp_pool.holders import Holder, Tracer, find_holders, wanted
 from afxdp_pool.memory import Memory, best_memory
 from afxdp_pool.refusals import frames_call
@@ -90,6 +91,8 @@ class Umem:
         self._detached: list[FramePool] = []
         self._pools: weakref.WeakSet[FramePool] = weakref.WeakSet()
         self._callbacks: dict[int, object] = {}  # by pool id: as long as C may call them
+        self._in_callback: set[int] = set()  # threads that C calls a pool's callback from, under its locks
+        self._late: deque[Batch] = deque()  # frames forgotten there, to be put as soon as may be
         self._ports: set[Port] = set()  # not weak: a port that nobody closed is closed with the Umem
 
     def __enter__(self) -> Self:
@@ -175,6 +178,10 @@ class Umem:
         Concurrency: any thread.
         """
         lib.afp_table_reap(self.table)
+        with contextlib.suppress(IndexError):
+            while True:
+                with contextlib.suppress(PoolError):
+                    self.put(self._late.popleft())
         for pool in list(self._detached):
             if pool.state != "detached":
                 with contextlib.suppress(ValueError):  # another thread that reaps was faster
@@ -187,11 +194,12 @@ class Umem:
                 pool.warned = minutes
                 who = "; ".join(str(holder) for holder in self.holders() if holder.pool == pool.id)
                 log.warning(
-                    "pool %d was closed %.0f s ago and still waits for %d frames: %s",
+                    "pool %d was closed %.0f s ago and still waits for %d frames: %s%s",
                     pool.id,
                     now - pool.detached_at,
                     pool.inflight,
                     who,
+                    "" if self.tracer else " (AFXDP_POOL_TRACE=1 shows who took them)",
                 )
         return list(self._detached)
 
@@ -205,6 +213,20 @@ class Umem:
         words = np.empty(self.frames, np.uint64)
         lib.afp_frame_words(self.table, ffi.from_buffer("uint64_t[]", words))
         return find_holders(words, ports, self.tracer)
+
+    def owner_of(self, frame: int) -> FramePool | None:
+        """The pool that owns frame number `frame`; None if it is free, or nobody has that pool object any more.
+
+        Raises:
+            ForeignFrameError: there is no such frame.
+
+        Concurrency: any thread.
+        """
+        if not 0 <= frame < self.frames:
+            raise ForeignFrameError(f"there is no frame {frame}: they are 0 to {self.frames - 1}")
+        owner = int(lib.afp_frame_word(self.table, frame)) >> 24 & 0xFFF
+        pools = [*self._pools, *self._detached]
+        return next((pool for pool in pools if pool.id == owner and pool.state != "closed"), None)
 
     def put(self, batch: Batch) -> int:
         """Give back one reference to each frame of `batch`, each to the pool that owns it.

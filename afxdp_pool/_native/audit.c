@@ -214,3 +214,32 @@ void afp_frame_words(const struct afp_table *t, uint64_t *out)
 		out[f] = seen_state(t, f) == word_state(w) ? w : word_make(word_gen(w), 0, AFP_POOL, word_owner(w), 0, 0);
 	}
 }
+
+uint64_t afp_frame_word(const struct afp_table *t, uint32_t frame)
+{
+	return word_load(t, frame);
+}
+
+uint32_t afp_held(const struct afp_table *t, const struct afp_desc *descs, uint32_t n, uint8_t *out)
+{
+	uint32_t count = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t frame = frame_of(t, descs[i].addr);
+		bool held = false;
+
+		if (likely(frame != AFP_NO_FRAME)) {
+			/* As in put_one(): the claim before the word. */
+			bool posted = atomic_load_explicit(&t->returned[frame], memory_order_acquire) == descs[i].gen;
+			uint64_t w = word_load(t, frame);
+
+			held = !posted && word_gen(w) == descs[i].gen && (word_state(w) == AFP_APP || word_state(w) == AFP_TX);
+		}
+		if (out)
+			out[i] = held;
+		else if (unlikely(!held))
+			return i;
+		count += held;
+	}
+	return count;
+}

@@ -45,9 +45,13 @@ struct afp_audit {
 int afp_audit(struct afp_table *t, struct afp_audit *out);
 /* The word of every frame, out[nframes]; each is true at the moment it is read. Frames on their way home show 0 references. */
 void afp_frame_words(const struct afp_table *t, uint64_t *out);
+uint64_t afp_frame_word(const struct afp_table *t, uint32_t frame);
 /* One byte a frame: its state, for pictures. Any moment; each byte is true at the moment it is read. */
 void afp_frame_states(const struct afp_table *t, uint8_t *out);
 /* Where every frame is, counted from the table without a lock; out[AFP_STATES]. */
 void afp_count_states(const struct afp_table *t, uint32_t *out);
+/* Which of these descriptors are of a frame that is still out in the life they name, with the application or in TX; how many.
+ * `out` NULL: stop at the first that is not. */
+uint32_t afp_held(const struct afp_table *t, const struct afp_desc *descs, uint32_t n, uint8_t *out);
 
 #endif

@@ -45,6 +45,7 @@ int afp_pool_alloc(struct afp_pool *p, struct afp_desc *out, uint32_t n);
 uint32_t afp_put(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
 uint32_t afp_put_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
 uint32_t afp_ref_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
+uint32_t afp_keep_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
 struct afp_refusals *afp_last_refusals(void);
 
 /* ring.h, port.h */
@@ -86,6 +87,8 @@ uint32_t afp_port_receive(struct afp_port *port, struct afp_desc *out, uint32_t 
 uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
 uint32_t afp_port_complete(struct afp_port *port, uint32_t n);
 int afp_port_kick(struct afp_port *port);
+struct afp_turn { uint32_t completed, waiting, in_tx, missing; int error; };
+int afp_port_recycle(struct afp_port *port, struct afp_turn *out);
 int afp_port_zero_copy(const struct afp_port *port);
 int afp_port_kernel_stats(const struct afp_port *port, uint64_t *out);
 
@@ -133,8 +136,10 @@ struct afp_audit {
 };
 int afp_audit(struct afp_table *t, struct afp_audit *out);
 void afp_frame_words(const struct afp_table *t, uint64_t *out);
+uint64_t afp_frame_word(const struct afp_table *t, uint32_t frame);
 void afp_frame_states(const struct afp_table *t, uint8_t *out);
 void afp_count_states(const struct afp_table *t, uint32_t *out);
+uint32_t afp_held(const struct afp_table *t, const struct afp_desc *descs, uint32_t n, uint8_t *out);
 
 /* engine.h */
 struct afp_route { uint8_t receive; uint8_t verdict; uint8_t rewrite; uint8_t dst[6], src[6]; };

@@ -299,6 +299,32 @@ uint32_t afp_socket_complete(struct afp_port *port, uint32_t n)
 	return (uint32_t)(port_count(port, P_COMPLETED) - before);
 }
 
+int afp_port_recycle(struct afp_port *port, struct afp_turn *out)
+{
+	int filled = 0;
+	uint32_t want;
+
+	*out = (struct afp_turn){.completed = afp_port_complete(port, AFP_REFILL)};
+	for (uint32_t more = out->completed; more;) {
+		more = afp_port_complete(port, AFP_REFILL);
+		out->completed += more;
+	}
+	want = port_fill_want(port);
+	if (want && port->fill.ring) {
+		filled = afp_port_fill(port, want);
+		/* Few are no danger: it is topped up in bulk, and packets that arrive will bring the next turn. */
+		if (port_in_fill(port) <= port->fill_level / 2)
+			out->missing = port->fill_level - port_in_fill(port);
+	}
+	if (port->tx.ring && port_pending(port))
+		out->error = -afp_port_kick(port);
+	if (!out->error)
+		out->error = afp_port_ask(port);
+	out->waiting = port->rx.ring ? xsk_cons_nb_avail(&port->rx, UINT32_MAX) : 0;
+	out->in_tx = port_in_tx(port);
+	return filled < 0 ? filled : 0;
+}
+
 /* The socket is closed, so the kernel has let go: every frame it had comes home. Frames are found by their words. */
 void afp_port_reclaim(struct afp_port *port)
 {

@@ -105,6 +105,20 @@ uint32_t afp_socket_complete(struct afp_port *port, uint32_t n);
 /* Frames this port had sent come home, their addresses first in the entries of a ring; how many did. Fewer: no memory to post. */
 uint32_t afp_port_come_home(struct afp_port *port, const struct xdp_desc *ring, uint32_t mask, uint32_t index, uint32_t n);
 void afp_port_wake_rx(struct afp_port *port);
+/* The same, with nothing to receive and about to sleep: is the device there? poll() does not tell. 0 or ENXIO. */
+int afp_port_ask(struct afp_port *port);
+
+/* What a turn of an application's own loop found; see afp_port_recycle(). */
+struct afp_turn {
+	uint32_t completed; /* frames that came home */
+	uint32_t waiting;   /* packets in RX */
+	uint32_t in_tx;     /* frames not completed yet: of these no event may tell */
+	uint32_t missing;   /* frames FILL should have and could not get: without any, no packet will tell either */
+	int error;          /* the device is gone (ENXIO), or refused a kick: errno */
+};
+/* All that the rings need besides receiving and sending: completions taken, FILL topped up, what is in TX kicked, the driver
+ * woken if it asks, or if the port busy-polls. 0, AFP_WRONG_THREAD or AFP_CLOSED: then only FILL was left out. */
+int afp_port_recycle(struct afp_port *port, struct afp_turn *out);
 /* The socket is gone: every frame the kernel had from this port comes home. */
 void afp_port_reclaim(struct afp_port *port);
 

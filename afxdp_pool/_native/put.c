@@ -400,3 +400,18 @@ uint32_t afp_ref_all(struct afp_table *t, const struct afp_desc *descs, uint32_t
 	afp_ref(t, descs, n, &refusals);
 	return refusals.n;
 }
+
+uint32_t afp_keep_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n)
+{
+	struct afp_refusals ignored = {0};
+
+	refusals.n = 0;
+	for (uint32_t i = 0; i < n; i++) {
+		if (likely(afp_ref(t, descs + i, 1, &refusals)))
+			continue;
+		refusals.item[0].index = i;
+		afp_put(t, descs, i, &ignored);
+		break;
+	}
+	return refusals.n;
+}

@@ -52,6 +52,15 @@ void afp_port_wake_rx(struct afp_port *port)
 	(void)!recvfrom(port->fd, NULL, 0, MSG_DONTWAIT, NULL, NULL);
 }
 
+int afp_port_ask(struct afp_port *port)
+{
+	if (port->fd < 0 || !port->rx.ring || xsk_cons_nb_avail(&port->rx, 1))
+		return 0;
+	bump(&port->stat[P_RX_KICKS], 1);
+	/* xsk_recvmsg() wakes or polls a driver that wants it. A device that is only down may come up again. */
+	return recvfrom(port->fd, NULL, 0, MSG_DONTWAIT, NULL, NULL) < 0 && errno == ENXIO ? ENXIO : 0;
+}
+
 /* Life of a port ------------------------------------------------------------------------------------------------------- */
 
 struct afp_port *afp_port_new(struct afp_table *t, struct afp_pool *pool, uint32_t fill_level)

@@ -1,0 +1,348 @@
+"""`Frames` and `Frame`: packets that somebody holds beyond their batch, and that give themselves back.
+
+They own one reference to each of their packets until it is sent, put, or given back by `close()`. Forgotten ones are
+given back when Python collects them, with a ResourceWarning. Invariant: each reference is given away once, in whichever
+way and through whichever part of them it goes; what was given away is known, and refused the second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from afxdp_pool._native import lib
+from afxdp_pool.batch import Batch, Bytes
+from afxdp_pool.errors import ConfigError, FrameGoneError, InvalidDescriptorError, PoolClosedError, PoolError
+from afxdp_pool.refusals import frames_call
+
+if TYPE_CHECKING:
+    from afxdp_pool.pool import FramePool
+    from afxdp_pool.port import Port
+
+
+class Frames(Batch):
+    """Packets held: a batch that gives itself back, as a context manager, by `close()`, or when it is forgotten.
+
+    It takes over the reference that the caller has to each packet of `batch`; `Batch.keep` makes one with references of
+    its own. It is used as any batch; slices and masks of it are batches whose packets stay its own until they are sent
+    or put. ``Frames(frames[mask])`` moves some into an object of their own.
+
+    Args:
+        batch: packets whose frames the caller holds.
+        lent: do not warn when it is forgotten: somebody else sees to it.
+
+    Raises:
+        FrameGoneError: a frame is not held, or was given away already. InvalidDescriptorError: descriptors of no Umem.
+
+    Ownership: its own, until sent, put or closed. The caller's `batch` is not to be put or sent any more.
+    Concurrency: one thread at a time, any thread; it may be forgotten anywhere.
+
+    >>> from afxdp_pool import FramePool, Umem
+    >>> with Umem(frames=256) as umem, FramePool(umem) as pool:
+    ...     with Frames(pool.alloc(3)) as frames:
+    ...         sent = pool.put(frames[:1])
+    ...         print(frames.left)
+    ...     print(umem.audit().app)
+    2
+    0
+    """
+
+    __slots__ = ("__weakref__", "_given", "_lent", "_taken", "left")
+
+    _direct = False
+
+    #: Packets it still holds.
+    left: int
+
+    def __init__(self, batch: Batch, *, lent: bool = False) -> None:
+        self.left = 0
+        if batch.umem is None:
+            raise InvalidDescriptorError("descriptors made by hand, of no Umem, cannot be held")
+        batch.require()
+        batch._look(0, len(batch))
+        super().__init__(batch.descs.copy(), batch.data, batch.port, frame_size=batch.frame_size, umem=batch.umem)
+        batch.given(len(batch))
+        self._given = np.zeros(len(batch), np.bool_)
+        self._lent = lent
+        tracer = batch.umem.tracer
+        self._taken = tracer.note(self) if tracer is not None else None
+        self.left = len(batch)
+
+    @classmethod
+    def join(cls, held: Iterable[Frames | Frame]) -> Frames:
+        """All packets of several, in order, in one; what those held is this one's. To send many at once.
+
+        Raises:
+            ConfigError: there is none. ForeignFrameError: they are of several Umems.
+        """
+        parts = [one.batch if isinstance(one, Frame) else one for one in held]
+        if not parts:
+            raise ConfigError("nothing to join")
+        first = parts[0]
+        if any(part.umem is not first.umem for part in parts):
+            raise ConfigError("frames of several Umems cannot be in one batch")
+        descs = np.concatenate([part.descs[~part._given] for part in parts])
+        made = cls(Batch(descs, first.data, first.port, frame_size=first.frame_size, umem=first.umem))
+        for part in parts:
+            part.given(len(part))
+        return made
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _part(self, key: Any) -> Batch:
+        part = super()._part(key)
+        part._owner = self, np.arange(self._count)[key]
+        return part
+
+    def copy(self) -> Batch:
+        """A part that is all of them, under descriptors of its own."""
+        made = super().copy()
+        made._owner = self, np.arange(self._count)
+        return made
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "_descs":  # gone since close(): every way to the packets leads here
+                raise FrameGoneError("these packets were given back, and are looked at")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        return f"<Frames, {self.left} of {self._count} held>" if self.left else f"<Frames, {self._count} given away>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed: nothing of it can be looked at any more."""
+        try:
+            return self._descs is None
+        except FrameGoneError:
+            return True
+
+    def require(self) -> None:
+        """None of these packets must have been given away already.
+
+        Raises:
+            FrameGoneError: some have.
+        """
+        if self.left < self._count:
+            self._require(np.arange(self._count))
+
+    def given(self, n: int) -> None:
+        """The first `n` packets have been given away."""
+        self._give(np.arange(n))
+
+    def _require(self, places: npt.NDArray[np.intp]) -> None:
+        if self.left < self._count and self._given[places].any():
+            first = int(places[np.argmax(self._given[places])])
+            raise FrameGoneError(
+                f"packet {first} of these frames was sent or given back already",
+                hint="go on with the rest: frames = frames[sent:]",
+            )
+
+    def _give(self, places: npt.NDArray[np.intp]) -> None:
+        self._given[places] = True
+        self.left = self._count - int(np.count_nonzero(self._given))
+
+    def _rest(self) -> Batch:
+        """What is still held, as a plain batch: its references are its holder's."""
+        descs = self._descs if self.left == self._count else self._descs[~self._given]
+        self._give(np.arange(self._count))
+        return Batch(descs, self.data, self.port, frame_size=self.frame_size, umem=self.umem)
+
+    def close(self) -> None:
+        """Give back what is still held. Idempotent. Looking at its packets afterwards raises `FrameGoneError`.
+
+        Raises:
+            DoubleFreeError: somebody else put these frames, with references that were not his.
+
+        Concurrency: any thread; not in a callback of a pool.
+        """
+        if self.closed:
+            return
+        assert self.umem is not None
+        rest = self._rest() if self.left else None
+        del self._descs
+        self._pointer = self._fields = self._views = None
+        if rest is not None and self.umem._open:
+            self.umem.put(rest)
+
+    def __del__(self) -> None:
+        if not getattr(self, "left", 0) or self.umem is None or not self.umem._open:
+            return
+        umem, message = self.umem, f"{self!r} forgotten: its frames were given back just now"
+        rest = self._rest()
+        if threading.get_ident() in umem._in_callback:
+            umem._late.append(rest)  # under the locks of the call that C makes: the next reap() puts them
+        else:
+            with contextlib.suppress(PoolError):
+                umem.put(rest)
+        if self._lent or sys.is_finalizing():
+            return
+        if self._taken is None:
+            message += "; run with AFXDP_POOL_TRACE=1 to see where they were kept"
+        else:
+            message += f"; kept {self._taken}"
+        warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
+
+
+class Frame:
+    """One packet held: in a frame of the Umem, not copied, until it is sent or closed.
+
+    It takes over the reference that the caller has to the one packet of `batch`; `Batch.keep` makes one with one of
+    its own. ``bytes(frame)`` copies the packet out, ``len(frame)`` is its length in bytes.
+
+    Raises:
+        FrameGoneError, PoolClosedError: by everything that looks at the packet, once the frame was sent or closed, or
+            its Umem was closed.
+
+    Ownership: its own, until sent (``port.transmit(frame)``) or closed.
+    Concurrency: one thread at a time, any thread.
+
+    >>> from afxdp_pool import FramePool, Umem
+    >>> with Umem(frames=256) as umem, FramePool(umem) as pool:
+    ...     batch = pool.alloc(2)
+    ...     batch.write(1, b"hello")
+    ...     frame = batch.keep(1)
+    ...     _ = pool.put(batch)
+    ...     frame.view[0] = ord("j")
+    ...     print(bytes(frame), len(frame), umem.audit().app)
+    ...     frame.close()
+    b'jello' 5 1
+    """
+
+    __slots__ = ("__weakref__", "_frames", "_handed")
+
+    def __init__(self, batch: Batch) -> None:
+        if len(batch) != 1:
+            raise ConfigError(f"a Frame is one packet, not {len(batch)}", hint="Frames(batch) holds several")
+        self._frames = batch if isinstance(batch, Frames) else Frames(batch)
+        self._handed: list[memoryview] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __bytes__(self) -> bytes:
+        return self.view.tobytes()
+
+    def __buffer__(self, flags: int) -> memoryview:
+        """For ``memoryview(frame)``, ``socket.send(frame)`` and the like, from Python 3.12 on."""
+        return self.memory
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.array(self.view, dtype) if copy or dtype not in (None, np.uint8) else self.view
+
+    def __len__(self) -> int:
+        return int(self.batch.len[0])
+
+    def __repr__(self) -> str:
+        if self.closed or self._frames.umem is None or not self._frames.umem._open:
+            return "<Frame, given away>"
+        return f"<Frame {self.number} of {len(self)} bytes>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed or sent."""
+        return not self._frames.left
+
+    @property
+    def batch(self) -> Frames:
+        """The packet as a batch of one, for header fields, and to change its start or length.
+
+        Raises:
+            FrameGoneError: it was closed or sent. PoolClosedError: the Umem is closed.
+        """
+        frames = self._frames
+        if not frames.left:
+            raise FrameGoneError("the frame was closed or sent, and is looked at")
+        if frames.umem is None or not frames.umem._open:
+            raise PoolClosedError("the frame's Umem is closed")
+        return frames
+
+    @property
+    def view(self) -> Bytes:
+        """The packet itself, uint8, shape ``(len(frame),)``, writable. Not to be used once the frame is closed."""
+        view: Bytes = self.batch[0]
+        return view
+
+    @property
+    def memory(self) -> memoryview:
+        """The packet itself as a memoryview, writable. Closing the frame takes it away: it raises ValueError then."""
+        self._handed.append(memoryview(self.view))
+        return self._handed[-1]
+
+    @property
+    def addr(self) -> int:
+        """Where the packet starts, bytes into the Umem."""
+        return int(self.batch.addr[0])
+
+    @property
+    def number(self) -> int:
+        """The number of its frame in the Umem."""
+        return self.addr // self.batch.frame_size
+
+    @property
+    def port(self) -> Port | None:
+        """The port the packet came from, or None."""
+        return self._frames.port
+
+    @property
+    def pool(self) -> FramePool | None:
+        """The pool that owns the frame, to which it will go home; None if nobody has that pool object any more."""
+        return self.batch.umem.owner_of(self.number)  # type: ignore[union-attr]
+
+    def write(self, packet: bytes | bytearray | memoryview | Bytes) -> None:
+        """Replace the packet's bytes and length.
+
+        Raises:
+            InvalidDescriptorError: it would reach beyond its frame.
+        """
+        self.batch.write(0, packet)
+
+    def clone(self) -> Frame:
+        """One more reference to the same packet, as a Frame of its own: to send it and have it still, say.
+
+        Raises:
+            PoolError: a fragment has one reference only.
+        """
+        return self.batch.keep(0)
+
+    def close(self) -> None:
+        """Give the reference back. Idempotent. Concurrency: any thread; not in a callback of a pool."""
+        self._revoke()
+        self._frames.close()
+
+    def _revoke(self) -> None:
+        """Take the memoryviews away; one that numpy looks through stays."""
+        while self._handed:
+            with contextlib.suppress(BufferError):
+                self._handed.pop().release()
+
+
+def keep(batch: Batch, key: Any) -> Any:
+    """`Batch.keep`."""
+    umem = batch.umem
+    if umem is None:
+        raise InvalidDescriptorError("descriptors made by hand, of no Umem, cannot be kept")
+    one = isinstance(key, (int, np.integer))
+    if one:
+        at = range(len(batch))[int(key)]
+        key = slice(at, at + 1)
+    part = batch[key]
+    frames_call(lib.afp_keep_all, umem.table, umem.data, part, "keep")
+    part._owner = None  # the references just taken are nobody's yet
+    held = Frames(part)
+    return Frame(held) if one else held
