@@ -206,7 +206,8 @@ class Batch:
         """
         from afxdp_pool.frame import keep  # it builds on this module
 
-        return keep(self, key)
+        kept: Frame | Frames = keep(self, key)
+        return kept
 
     def require(self) -> None:
         """For a part of `Frames`: these packets must not have been given away already.

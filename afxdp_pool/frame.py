@@ -19,7 +19,14 @@ import numpy.typing as npt
 
 from afxdp_pool._native import lib
 from afxdp_pool.batch import Batch, Bytes
-from afxdp_pool.errors import ConfigError, FrameGoneError, InvalidDescriptorError, PoolClosedError, PoolError
+from afxdp_pool.errors import (
+    ConfigError,
+    ForeignFrameError,
+    FrameGoneError,
+    InvalidDescriptorError,
+    PoolClosedError,
+    PoolError,
+)
 from afxdp_pool.refusals import frames_call
 
 if TYPE_CHECKING:
@@ -87,7 +94,7 @@ class Frames(Batch):
             raise ConfigError("nothing to join")
         first = parts[0]
         if any(part.umem is not first.umem for part in parts):
-            raise ConfigError("frames of several Umems cannot be in one batch")
+            raise ForeignFrameError("frames of several Umems cannot be in one batch")
         descs = np.concatenate([part.descs[~part._given] for part in parts])
         made = cls(Batch(descs, first.data, first.port, frame_size=first.frame_size, umem=first.umem))
         for part in parts:
@@ -281,7 +288,8 @@ class Frame:
     @property
     def memory(self) -> memoryview:
         """The packet itself as a memoryview, writable. Closing the frame takes it away: it raises ValueError then."""
-        self._handed.append(memoryview(self.view))
+        view: Any = self.view
+        self._handed.append(memoryview(view))
         return self._handed[-1]
 
     @property

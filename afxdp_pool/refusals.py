@@ -43,5 +43,5 @@ def frames_call(call: Callable[..., int], table: Any, data: Bytes, batch: Batch,
     if doing == "put":
         batch.given(n)
     if refused:
-        raise_refused(lib.afp_last_refusals(), n - refused, doing)
+        raise_refused(lib.afp_last_refusals(), 0 if doing == "keep" else n - refused, doing)
     return n
