@@ -230,6 +230,37 @@ static void a_closed_pool_cannot_be_bound_or_used(struct afp_table *t)
 	CHECK_EQ(put(t, &d, 1), 1);
 }
 
+static void references_are_kept_all_or_none(struct afp_table *t)
+{
+	struct afp_pool *p = afp_pool_create(t, 64, 0);
+	struct afp_desc d[8], wild = {.addr = t->size, .len = 1};
+	uint8_t held[9];
+
+	CHECK_EQ(afp_pool_alloc(p, d, 8), 8);
+	CHECK_EQ(afp_keep_all(t, d, 8), 0);
+	CHECK_EQ(put(t, d, 8), 8);
+	CHECK_EQ(afp_held(t, d, 8, NULL), 8);
+	CHECK_EQ(put(t, d + 5, 1), 1);
+	CHECK_EQ(afp_keep_all(t, d, 8), 1);
+	CHECK_EQ(afp_last_refusals()->item[0].index, 5);
+	CHECK_EQ(afp_last_refusals()->item[0].reason, AFP_NOT_HELD);
+	CHECK_EQ(word_refs(word_load(t, frame_of(t, d[0].addr))), 1);
+	CHECK_EQ(afp_held(t, d, 8, NULL), 5);
+	CHECK_EQ(afp_held(t, d, 8, held), 7);
+	CHECK(held[4] && !held[5] && held[6]);
+	CHECK_EQ(afp_held(t, &wild, 1, held), 0);
+	CHECK_EQ(afp_keep_all(t, &wild, 1), 1);
+	/* The same frame in its next life is another. */
+	CHECK_EQ(afp_pool_alloc(p, d + 5, 1), 1);
+	CHECK_EQ(afp_held(t, d, 8, held), 8);
+	d[5].gen--;
+	CHECK_EQ(afp_held(t, d, 8, NULL), 5);
+	d[5].gen++;
+	CHECK_EQ(put(t, d, 8), 8);
+	CHECK_EQ(afp_held(t, d, 8, held), 0);
+	CHECK_EQ(afp_pool_destroy(p), 0);
+}
+
 static const struct test tests[] = {
 	{"alloc_and_put_at_every_size", alloc_and_put_at_every_size, 0},
 	{"hold_and_release_wrap", hold_and_release_wrap, 0},
@@ -241,6 +272,7 @@ static const struct test tests[] = {
 	{"a_late_post_to_a_dead_pool_waits_for_its_heir_and_is_refused", a_late_post_to_a_dead_pool_waits_for_its_heir_and_is_refused, 0},
 	{"a_box_serves_more_pools_than_it_has_slots", a_box_serves_more_pools_than_it_has_slots, 0},
 	{"references_count_to_4095", references_count_to_4095, 0},
+	{"references_are_kept_all_or_none", references_are_kept_all_or_none, 0},
 	{"a_closed_pool_cannot_be_bound_or_used", a_closed_pool_cannot_be_bound_or_used, 0},
 };
 

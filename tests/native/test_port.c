@@ -281,6 +281,46 @@ static void port_numbers_run_from_1_to_254(struct afp_table *t)
 		afp_port_free(port[i]);
 }
 
+static void a_turn_does_what_the_rings_need(struct afp_table *t)
+{
+	struct afp_pool *p = afp_pool_create(t, 64, 40), *other = afp_pool_create(t, 64, 0);
+	struct afp_port *port = fake_port(t, p, 64, 32);
+	struct afp_turn turn;
+	struct afp_desc d[64];
+
+	CHECK_EQ(afp_port_recycle(port, &turn), 0);
+	CHECK_EQ(turn.missing, 0);
+	CHECK_EQ(turn.waiting, 0);
+	CHECK_EQ(fake_waiting(port, FILL), 32);
+	fake_deliver(t, port, 32, 60, 1);
+	CHECK_EQ(afp_port_recycle(port, &turn), 0);
+	CHECK_EQ(turn.waiting, 32);
+	CHECK_EQ(turn.missing, 24); /* the quota leaves it eight */
+	CHECK_EQ(afp_port_receive(port, d, 64), 32);
+	CHECK_EQ(transmit(port, d, 32), 32);
+	CHECK_EQ(afp_port_recycle(port, &turn), 0);
+	CHECK_EQ(turn.in_tx, 32);
+	CHECK_EQ(turn.completed, 0);
+	CHECK_EQ(fake_send(port), 32);
+	CHECK_EQ(afp_port_recycle(port, &turn), 0);
+	CHECK_EQ(turn.completed, 32);
+	CHECK_EQ(turn.in_tx, 0);
+	CHECK_EQ(turn.missing, 0);
+	CHECK_EQ(fake_waiting(port, FILL), 32);
+	check_whole(t);
+	afp_port_free(port);
+
+	/* Without room in FILL, and when the pool is closed. */
+	port = fake_port(t, other, 64, 32);
+	CHECK_EQ(afp_pool_destroy(other), 0);
+	CHECK_EQ(afp_port_recycle(port, &turn), AFP_CLOSED);
+	CHECK_EQ(turn.missing, 32);
+	afp_port_close(port);
+	CHECK_EQ(afp_port_recycle(port, &turn), 0);
+	afp_port_free(port);
+	CHECK_EQ(afp_pool_destroy(p), 0);
+}
+
 static const struct test tests[] = {
 	{"packets_go_round_across_the_wrap_of_every_index", packets_go_round_across_the_wrap_of_every_index, 0},
 	{"full_rings_are_counts", full_rings_are_counts, 0},
@@ -292,6 +332,7 @@ static const struct test tests[] = {
 	{"fill_is_wanted_in_bulk_but_never_left_empty", fill_is_wanted_in_bulk_but_never_left_empty, 0},
 	{"a_port_without_a_pool_never_fills", a_port_without_a_pool_never_fills, 0},
 	{"port_numbers_run_from_1_to_254", port_numbers_run_from_1_to_254, 0},
+	{"a_turn_does_what_the_rings_need", a_turn_does_what_the_rings_need, 0},
 };
 
 TESTS_MAIN(tests)
