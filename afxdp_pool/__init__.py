@@ -10,6 +10,7 @@ device; an `XdpProgram` brings the packets; a `Batch` is packets in frames; a ve
     ...     forwarder.audit().check()
 """
 
+from afxdp_pool.access import RSS_KEY, RSS_KEY_SYMMETRIC
 from afxdp_pool.audit import STATES, Audit
 from afxdp_pool.batch import DESC, Batch
 from afxdp_pool.columns import FiveTuple
@@ -29,6 +30,7 @@ from afxdp_pool.errors import (
     MemoryLimitError,
     MissingExtraError,
     ModeUnsupportedError,
+    NoHeaderError,
     NoSuchInterfaceError,
     NoSuchNamespaceError,
     NotEnoughFramesError,
@@ -47,6 +49,7 @@ from afxdp_pool.filters import Rule
 from afxdp_pool.forwarder import Forwarder
 from afxdp_pool.frame import Frame, Frames
 from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
+from afxdp_pool.headers import ARP, ETH, ICMP, IPV4, IPV6, TCP, UDP, VLAN
 from afxdp_pool.memory import BpfMemory
 from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
 from afxdp_pool.pool import FramePool
@@ -63,12 +66,22 @@ from afxdp_pool.workers import Workers
 __version__ = "0.1.0"
 
 __all__ = [
+    "ARP",
     "DESC",
     "DROP",
+    "ETH",
     "FORWARD",
+    "ICMP",
+    "IPV4",
+    "IPV6",
     "KEEP",
+    "RSS_KEY",
+    "RSS_KEY_SYMMETRIC",
     "STATES",
+    "TCP",
     "TX",
+    "UDP",
+    "VLAN",
     "AfXdpError",
     "Audit",
     "AuditError",
@@ -95,6 +108,7 @@ __all__ = [
     "MissingExtraError",
     "ModeUnsupportedError",
     "Napi",
+    "NoHeaderError",
     "NoSuchInterfaceError",
     "NoSuchNamespaceError",
     "NotEnoughFramesError",

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from afxdp_pool._native import ffi, lib
+from afxdp_pool.access import HeaderAccess
 from afxdp_pool.columns import Columns, Fields, FiveTuple
 from afxdp_pool.errors import FrameGoneError, InvalidDescriptorError
 
@@ -30,7 +31,7 @@ _DESCS = ffi.typeof("struct afp_desc[]")
 Bytes = npt.NDArray[np.uint8]
 
 
-class Batch:
+class Batch(HeaderAccess):
     """Packets in frames: ``len(batch)`` of them.
 
     Attributes:
@@ -264,7 +265,7 @@ class Batch:
         >>> batch.load(1, ">u2").tolist()
         [258, 0]
         """
-        return (self._fields or self._make_fields()).load(offset, dtype, base, out)
+        return self._header_fields().load(offset, dtype, base, out)
 
     def store(
         self,
@@ -287,18 +288,18 @@ class Batch:
         Raises:
             ConfigError: as `load`; or `where` is no mask.
         """
-        return (self._fields or self._make_fields()).store(offset, dtype, values, base, where)
+        return self._header_fields().store(offset, dtype, values, base, where)
 
     def swap_macs(self, where: npt.NDArray[np.bool_] | None = None) -> int:
         """Exchange source and destination MAC address of every packet, or those of the mask `where`; how many."""
-        return (self._fields or self._make_fields()).swap_macs(where)
+        return self._header_fields().swap_macs(where)
 
     def five_tuple(self) -> FiveTuple:
         """Addresses, ports and protocol of every packet, as columns: IPv4 and IPv6, behind up to two VLAN tags.
 
         The arrays are the batch's own, and the next call fills them anew.
         """
-        return (self._fields or self._make_fields()).five_tuple()
+        return self._header_fields().five_tuple()
 
     def lend(self, pointer: Any, verdicts: Bytes, columns: Columns) -> None:
         """Make this batch one over memory that stays where it is, for the loop that lends it again and again."""
@@ -306,6 +307,9 @@ class Batch:
         self._verdicts = verdicts
         self._views = self._descs["addr"], self._descs["len"]
         self._fields = Fields(columns, pointer, self._count)
+
+    def _header_fields(self) -> Fields:
+        return self._fields or self._make_fields()
 
     def _make_fields(self) -> Fields:
         if self.data.dtype != np.uint8 or not self.data.flags.c_contiguous or not self.data.flags.writeable:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from afxdp_pool.errors import ConfigError
 
 #: Bytes from a packet's start that a field may begin at: more than any packet has.
 MOST_OFFSET = 1 << 16
+
+
+Named = TypeVar("Named")
 
 
 class FiveTuple(NamedTuple):
@@ -96,9 +99,10 @@ class Columns:
     Concurrency: as the batches they serve.
     """
 
-    __slots__ = ("_columns", "_tuple", "area", "capacity", "size")
+    __slots__ = ("_columns", "_tuple", "area", "capacity", "data", "size")
 
     def __init__(self, data: npt.NDArray[np.uint8], capacity: int) -> None:
+        self.data = data
         self.area = ffi.from_buffer("uint8_t[]", data)
         self.size = len(data)
         self.capacity = capacity
@@ -144,92 +148,107 @@ class Columns:
 class Fields:
     """The columns as one batch sees them: views of its length, cut once.
 
-    What `Batch` does with header fields is done here; its docstrings say what.
+    What `Batch` does with header fields is done here and in `afxdp_pool.headers`; the docstrings there say what.
+
+    Attributes:
+        n: of packets. packets: ``struct afp_packets *`` of them. own: what was cut, by what it is.
     """
 
-    __slots__ = ("_cut", "_n", "_packets", "_pointer", "_tuple", "columns")
+    __slots__ = ("_pointer", "_tuple", "columns", "n", "own", "packets")
 
     def __init__(self, columns: Columns, pointer: Any, n: int) -> None:
         self.columns = columns
-        self._n = n
-        self._pointer = pointer  # kept: `_packets` only points there
-        self._packets = columns.packets(pointer, n)
-        self._cut: dict[Any, Any] = {}
+        self.n = n
+        self._pointer = pointer  # kept: `packets` only points there
+        self.packets = columns.packets(pointer, n)
+        self.own: dict[Any, Any] = {}
         self._tuple: FiveTuple | None = None
 
     def load(self, offset: int, dtype: npt.DTypeLike, base: Any, out: Any) -> npt.NDArray[Any]:
         """See `Batch.load`."""
         if base is None and out is None:
-            cut = self._cut.get((offset, dtype))
+            cut = self.own.get((offset, dtype))
             if cut is None:
                 cut = self._make(offset, dtype)
             view, kind, pointer = cut
-            lib.afp_load(self._packets, ffi.NULL, offset, kind[0], kind[1], pointer)
+            lib.afp_load(self.packets, ffi.NULL, offset, kind[0], kind[1], pointer)
             return view  # type: ignore[no-any-return]
         kind = self._kind(offset, dtype)
         if out is None:
-            out = np.empty(self._n, kind.native)
-        elif not isinstance(out, np.ndarray) or out.dtype != kind.native or out.shape != (self._n,):
-            raise ConfigError(f"out is to be an array of {kind.native}, shape ({self._n},)")
+            out = np.empty(self.n, kind.native)
+        elif not isinstance(out, np.ndarray) or out.dtype != kind.native or out.shape != (self.n,):
+            raise ConfigError(f"out is to be an array of {kind.native}, shape ({self.n},)")
         elif not out.flags.c_contiguous or not out.flags.writeable:
             raise ConfigError("out is to be contiguous and writable")
-        lib.afp_load(self._packets, self._base(base), offset, kind.width, kind.swap, ffi.from_buffer(out))
+        lib.afp_load(self.packets, self._base(base), offset, kind.width, kind.swap, ffi.from_buffer(out))
         return out  # type: ignore[no-any-return]
 
     def store(self, offset: int, dtype: npt.DTypeLike, values: Any, base: Any, where: Any) -> int:
         """See `Batch.store`."""
         kind = self._kind(offset, dtype)
-        scratch, pointer = self._scratch("values", kind.native)
+        scratch, pointer = self.scratch(("values", kind.native, ()), kind.native)
         scratch[:] = values
-        mask = self._where(where)
-        return int(lib.afp_store(self._packets, self._base(base), offset, kind.width, kind.swap, pointer, mask))
+        mask = self.mask(where)
+        return int(lib.afp_store(self.packets, self._base(base), offset, kind.width, kind.swap, pointer, mask))
 
     def swap_macs(self, where: Any) -> int:
         """See `Batch.swap_macs`."""
-        return int(lib.afp_swap_macs(self._packets, self._where(where)))
+        return int(lib.afp_swap_macs(self.packets, self.mask(where)))
 
     def five_tuple(self) -> FiveTuple:
         """See `Batch.five_tuple`."""
         if self._tuple is None:
-            self._tuple = self.columns.cut_five_tuple(self._n)
-        lib.afp_five_tuples(self._packets, self.columns.five_tuple())
+            self._tuple = self.columns.cut_five_tuple(self.n)
+        lib.afp_five_tuples(self.packets, self.columns.five_tuple())
         return self._tuple
 
     def _make(self, offset: int, dtype: npt.DTypeLike) -> Any:
         kind = self._kind(offset, dtype)
         column = self.columns.column(("load", offset, kind), kind.native)
-        cut = self._cut[offset, dtype] = column.array[: self._n], kind, column.pointer
+        cut = self.own[offset, dtype] = column.array[: self.n], kind, column.pointer
         return cut
 
     def _kind(self, offset: int, dtype: npt.DTypeLike) -> Kind:
         """The field's type, asked of numpy once."""
-        kind: Kind | None = self._cut.get(dtype)
+        kind: Kind | None = self.own.get(dtype)
         if kind is None:
-            kind = self._cut[dtype] = kind_of(dtype)
+            kind = self.own[dtype] = kind_of(dtype)
         if not 0 <= offset < MOST_OFFSET:
             raise ConfigError(f"a field at byte {offset} is not possible", hint=f"count from 0 to {MOST_OFFSET - 1}")
         return kind
 
-    def _scratch(self, name: str, dtype: npt.DTypeLike) -> Any:
-        """An array for what C is to read, and its pointer."""
-        found = self._cut.get((name, dtype))
+    def header(self, kind: type[Named]) -> Named:
+        """The one `Header` of that class."""
+        found = self.own.get(kind)
         if found is None:
-            column = self.columns.column((name, dtype), dtype)
-            found = self._cut[name, dtype] = column.array[: self._n], column.pointer
+            found = self.own[kind] = kind(self)  # type: ignore[call-arg]
         return found
 
-    def _where(self, where: Any) -> Any:
+    def scratch(self, key: Any, dtype: npt.DTypeLike, shape: tuple[int, ...] = ()) -> Any:
+        """The array for what `key` says, cut to n, and its pointer."""
+        found = self.own.get(key)
+        if found is None:
+            column = self.columns.column(key, dtype, shape)
+            found = self.own[key] = column.array[: self.n], column.pointer
+        return found
+
+    def mask(self, where: Any) -> Any:
+        """A pointer to that mask.
+
+        Raises:
+            ConfigError: it is none.
+        """
         if where is None:
             return ffi.NULL
         if getattr(where, "dtype", None) != np.bool_:
-            raise ConfigError("where is to be a mask", hint=f"give an array of bool, shape ({self._n},)")
-        mask, pointer = self._scratch("where", "?")
+            raise ConfigError("where is to be a mask", hint=f"give an array of bool, shape ({self.n},)")
+        mask, pointer = self.scratch("where", "?")
         mask[:] = where
         return pointer
 
     def _base(self, base: Any) -> Any:
         if base is None:
             return ffi.NULL
-        offsets, pointer = self._scratch("base", "u4")
+        offsets, pointer = self.scratch("base", "u4")
         offsets[:] = base
         return pointer

@@ -156,6 +156,10 @@ class VerdictError(AfXdpError, ValueError):
     """A handler returned something that is not one verdict per packet."""
 
 
+class NoHeaderError(AfXdpError, LookupError):
+    """The header of one packet was asked for, and the packet has none of that kind."""
+
+
 class MissingExtraError(AfXdpError, ImportError):
     """An optional feature was used without the extra that brings its dependency."""
 

@@ -28,6 +28,9 @@ SOURCES = (
     "engine.c",
     "handler.c",
     "fields.c",
+    "headers.c",
+    "checksum.c",
+    "hash.c",
     "bpf_glue.c",
     "calls.c",
 )
@@ -56,7 +59,7 @@ for cdef in ("cdef.h", "cdef_bpf.h"):
 
 ffi.set_source(
     "afxdp_pool._native._ffi",
-    '#include "engine.h"\n#include "fields.h"\n#include "bpf_glue.h"\n',
+    '#include "engine.h"\n#include "headers.h"\n#include "bpf_glue.h"\n',
     # Relative, because setuptools refuses absolute paths; the build runs in the project's root.
     sources=[f"afxdp_pool/_native/{name}" for name in SOURCES],
     depends=[str(path) for path in sorted(HERE.glob("*.h"))],

@@ -206,3 +206,18 @@ void afp_load(const struct afp_packets *p, const uint32_t *base, uint32_t offset
 uint32_t afp_store(const struct afp_packets *p, const uint32_t *base, uint32_t offset, uint32_t width, int swap, const void *values, const uint8_t *where);
 uint32_t afp_swap_macs(const struct afp_packets *p, const uint8_t *where);
 void afp_five_tuples(const struct afp_packets *p, const struct afp_five_tuple *out);
+
+/* headers.h */
+enum afp_header { AFP_ETH, AFP_VLAN, AFP_ARP, AFP_IPV4, AFP_IPV6, AFP_TCP, AFP_UDP, AFP_ICMP, AFP_ICMPV6 };
+#define AFP_RSS_KEY ...
+struct afp_toeplitz { ...; };
+void afp_header_find(const struct afp_packets *p, enum afp_header kind, uint32_t *at, uint8_t *valid);
+int64_t afp_header_of(const struct afp_packets *p, uint32_t i, enum afp_header kind);
+void afp_header_load(const struct afp_packets *p, enum afp_header kind, uint32_t offset, uint32_t width, void *out);
+uint32_t afp_header_store(const struct afp_packets *p, enum afp_header kind, uint32_t offset, uint32_t width, const void *values, const uint8_t *where);
+uint32_t afp_checksum_fill(const struct afp_packets *p, uint32_t kinds, const uint8_t *where);
+void afp_checksum_verify(const struct afp_packets *p, uint32_t kinds, uint8_t *good);
+uint32_t afp_decrement_ttl(const struct afp_packets *p, const uint8_t *where, uint8_t *expired);
+void afp_toeplitz_init(struct afp_toeplitz *t, const uint8_t *key);
+void afp_rss_hash(const struct afp_packets *p, const struct afp_toeplitz *t, int ports, uint32_t *out);
+void afp_flow_hash(const struct afp_packets *p, int symmetric, uint64_t seed, uint64_t *out);

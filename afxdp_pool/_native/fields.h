@@ -32,7 +32,8 @@ struct afp_five_tuple {
 };
 
 /* Field of `width` bytes (1, 2, 4, 8) at `offset` from the packet's start, or from base[i] bytes behind it, into column
- * `out`; its bytes reversed if `swap`. 0 where the field is not there. */
+ * `out`; its bytes reversed if `swap`. 0 where the field is not there. Of 6 bytes: entries of 8. Of 16: entries of two numbers,
+ * both reversed, whatever `swap` says. */
 void afp_load(const struct afp_packets *p, const uint32_t *base, uint32_t offset, uint32_t width, int swap, void *out);
 /* The other way round, for the packets with where[i] (NULL: all). How many packets had the field. */
 uint32_t afp_store(const struct afp_packets *p, const uint32_t *base, uint32_t offset, uint32_t width, int swap,

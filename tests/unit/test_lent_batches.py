@@ -31,6 +31,14 @@ def filter_and_rewrite(batch: ap.Batch, mask: Any, scratch: Any) -> Any:
     batch.store(0, ">u4", batch.load(2, ">u4", out=scratch_u4), where=mask)
     batch.swap_macs()
     batch.swap_macs(where=mask)
+    np.equal(batch.udp.dport, 9, out=mask)
+    batch.ipv4.ttl = batch.ipv4.ttl
+    batch.udp.where(mask).sport = 7
+    batch.decrement_ttl(where=mask)
+    batch.fill_checksums()
+    batch.verify_checksums()
+    batch.flow_hash(symmetric=True)
+    batch.rss_hash()
     return np.multiply(mask, np.uint8(ap.FORWARD(1)), out=batch.verdicts)
 
 
