@@ -135,14 +135,14 @@ def bent(name: str, cut: int, changes: list[tuple[int, int]]) -> bytes:
     return bytes(packet)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(SHAPE, min_size=1, max_size=4))
 def test_headers_of_packets_bent_and_cut(shapes: list[Any]) -> None:
     packets = [bent(*shape) for shape in shapes]
     check_columns(batch_of(packets), packets)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(SHAPE, min_size=1, max_size=4), st.data())
 def test_assigning_writes_that_field_of_those_packets_and_nothing_else(shapes: list[Any], data: st.DataObject) -> None:
     packets = [bent(*shape) for shape in shapes]
@@ -276,7 +276,7 @@ def transport_at(packet: bytes) -> int:
     return int(batch_of([packet]).five_tuple().l4[0])
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     st.sampled_from([(4, 17), (4, 6), (4, 1), (6, 17), (6, 6), (6, 58)]),
     st.binary(max_size=130),
