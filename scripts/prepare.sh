@@ -21,12 +21,14 @@ command -v pkg-config >/dev/null || missing="$missing pkg-config"
 pkg-config --exists libxdp 2>/dev/null || missing="$missing libxdp-dev"
 pkg-config --exists libbpf 2>/dev/null || missing="$missing libbpf-dev"
 python_ok || missing="$missing python3 python3-venv python3-dev"
-# The tests' own tools: a model checker, and a counter of instructions. Without them their tests are skipped, and say so.
+# The tests' own tools: a model checker, a counter of instructions, hosts' programs. Without them their tests are skipped, and say so.
 tools=""
 if [ "$extras" = dev ]; then
 	command -v spin >/dev/null || tools="$tools spin"
 	command -v valgrind >/dev/null || tools="$tools valgrind"
 	command -v setpriv >/dev/null || tools="$tools util-linux"
+	command -v ping >/dev/null || tools="$tools iputils-ping"
+	command -v dig >/dev/null || tools="$tools bind9-dnsutils"
 fi
 if [ -n "$tools" ] && { [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; }; then
 	echo "Not installed, so some tests will be skipped:$tools" >&2

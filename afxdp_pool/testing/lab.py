@@ -1,8 +1,9 @@
 """Veth pairs and network namespaces for tests and demos, taken down whatever happens.
 
-A `Lab` owns two network namespaces made for it: `engine_netns` holds the near end of every pair, where the
-code under test has its ports (so that it can forward between pairs), `traffic_netns` the far ends, where
-traffic comes from and goes to. Links are made inside these two and nowhere else.
+A `Lab` owns network namespaces made for it: `engine_netns` holds the near end of every pair, where the code
+under test has its ports (so that it can forward between pairs), `traffic_netns` the far ends, where traffic comes
+from and goes to. A far end that is to be a host of its own, with a kernel's stack that answers and asks, gets a
+namespace for itself. Links are made inside these and nowhere else.
 
 Invariant: nothing is made or set in a namespace that shows a link this lab did not make. Whatever a lab made
 goes away on `close()`, at the end of its `with`, at interpreter exit, or, when its process was killed, when
@@ -116,6 +117,7 @@ class Lab:
     def __init__(self) -> None:
         self.clean_stale()
         base = f"{PREFIX}-{os.getpid()}-{next(_numbers)}"
+        self._base = base
         self.engine_netns = f"{base}-engine"
         self.traffic_netns = f"{base}-traffic"
         self.pairs: dict[str, VethPair] = {}
@@ -125,23 +127,26 @@ class Lab:
         atexit.register(self.close)
         try:
             for name in (self.engine_netns, self.traffic_netns):
-                self._inodes[name] = _make_netns(name)
-                with self._inside(name) as ip:
-                    _quiet()
-                    ip.link("set", index=1, state="up")
+                self._make_netns(name)
         except BaseException:
             self.close()
             raise
 
-    def veth(self, name: str, queues: int = 1, mtu: int = 1500, *, addresses: bool = True) -> VethPair:
+    def veth(
+        self, name: str, queues: int = 1, mtu: int = 1500, *, addresses: bool = True, host: bool = False
+    ) -> VethPair:
         """Make a pair of links, `NAME-near` and `NAME-far`, and return when both are up.
 
         Both ends have `queues` receive and as many transmit queues, fixed MACs, no IPv6 and no offloads. With
         `addresses`, near is 198.18.N.1/24 and far 198.18.N.2/24 (N counts the pairs), each knowing the
         other's MAC.
 
+        With `host` the far end lies in a namespace of its own, ``pair.far.netns``, whose default route is near's
+        address: two such hosts reach each other only through what forwards between their near ends. Programs run
+        there by `afxdp_pool.netdev.in_netns`, or ``ip netns exec``.
+
         Packets that XDP redirects out of one end arrive only if the other end has an XDP program (a port, a
-        sink): with none, veth drops them uncounted.
+        sink): with none, veth drops them uncounted. A host's end takes them without, for it has GRO on.
 
         Raises:
             ConfigError: a bad name, or a size the kernel does not have.
@@ -151,22 +156,31 @@ class Lab:
             raise ConfigError(f"pair name {name!r}: 1 to 10 of a-z and 0-9, a letter first, and not used yet")
         if not 1 <= queues <= 4096 or not 68 <= mtu <= 65535 or len(self.pairs) > 255:
             raise ConfigError("a pair has 1 to 4096 queues and an MTU of 68 to 65535, and a lab at most 256 pairs")
+        if host and name in ("engine", "traffic"):
+            raise ConfigError(f"a host is not named {name!r}: a namespace of the lab is", hint="choose another name")
+        far_netns = f"{self._base}-{name}" if host else self.traffic_netns
+        if host:
+            self._make_netns(far_netns)
         number = len(self.pairs)
-        ends = [(self.engine_netns, f"{name}-near", 1), (self.traffic_netns, f"{name}-far", 2)]
+        ends = [(self.engine_netns, f"{name}-near", 1), (far_netns, f"{name}-far", 2)]
         macs = [bytes((0x02, 0xAF, 0x58, 0, number, end)) for *_, end in ends]
-        self._create([link for _, link, _ in ends], macs, queues, mtu)
+        self._create([link for _, link, _ in ends], far_netns, macs, queues, mtu)
         made = []
         for (netns, link, end), mac, peer_mac in zip(ends, macs, reversed(macs), strict=True):
             own, peer = (f"198.18.{number}.{last}" if addresses else "" for last in (end, 3 - end))
             with self._inside(netns) as ip:
                 index = ip.link_lookup(ifname=link)[0]
                 for command in _OFFLOADS.values():
-                    _ethtool_off(link, command)
+                    _ethtool_set(link, command, on=False)
                 if addresses:
                     ip.addr("add", index=index, address=own, prefixlen=24)
                 ip.link("set", index=index, state="up")
+                if host and end == 2:  # once it is up: else its peer does not learn that frames may be redirected
+                    _ethtool_set(link, _OFFLOADS["GRO"], on=True)
                 if addresses:
                     ip.neigh("replace", dst=peer, lladdr=_text(peer_mac), ifindex=index, state=_NUD_PERMANENT)
+                    if host and end == 2:
+                        ip.route("add", dst="default", gateway=peer)
             made.append(LabLink(link, netns, mac, own, index, queues, mtu, peer_mac, peer))
         for done in made:
             self._wait_up(done)
@@ -183,7 +197,7 @@ class Lab:
             with contextlib.suppress(AfXdpError), self._inside(netns) as ip:
                 ip.link("del", index=index)
         self._links.clear()
-        for name in (self.engine_netns, self.traffic_netns):
+        for name in (self.engine_netns, self.traffic_netns, *self._inodes):
             _remove_netns(name)
         self._inodes.clear()
         self.pairs.clear()
@@ -193,7 +207,7 @@ class Lab:
         """Remove the namespaces of labs whose process is gone, and return their names."""
         removed = []
         for path in sorted(NETNS_DIR.glob(f"{PREFIX}-*")) if NETNS_DIR.is_dir() else ():
-            match = re.fullmatch(rf"{PREFIX}-(\d+)-\d+-(engine|traffic)", path.name)
+            match = re.fullmatch(rf"{PREFIX}-(\d+)-\d+-[a-z][a-z0-9]{{0,9}}", path.name)
             if match and not Path("/proc", match[1]).exists():
                 _remove_netns(path.name)
                 removed.append(path.name)
@@ -207,11 +221,18 @@ class Lab:
     ) -> None:
         self.close()
 
-    def _create(self, names: list[str], macs: list[bytes], queues: int, mtu: int) -> None:
+    def _make_netns(self, name: str) -> None:
+        """A namespace of this lab, without IPv6 and with its loopback up."""
+        self._inodes[name] = _make_netns(name)
+        with self._inside(name) as ip:
+            _quiet()
+            ip.link("set", index=1, state="up")
+
+    def _create(self, names: list[str], far_netns: str, macs: list[bytes], queues: int, mtu: int) -> None:
         """The pair itself; each end is born in its own namespace, whatever the caller's is."""
-        with self._inside(self.traffic_netns):
+        with self._inside(far_netns):
             pass  # only for its check
-        peer_netns = os.open(NETNS_DIR / self.traffic_netns, os.O_RDONLY | os.O_CLOEXEC)
+        peer_netns = os.open(NETNS_DIR / far_netns, os.O_RDONLY | os.O_CLOEXEC)
         shape = {"num_tx_queues": queues, "num_rx_queues": queues, "mtu": mtu}
         try:
             with self._inside(self.engine_netns) as ip:
@@ -220,8 +241,8 @@ class Lab:
                 self._links.add((self.engine_netns, ip.link_lookup(ifname=names[0])[0]))
         finally:
             os.close(peer_netns)
-        with _netlink(self.traffic_netns) as ip:
-            self._links.add((self.traffic_netns, ip.link_lookup(ifname=names[1])[0]))
+        with _netlink(far_netns) as ip:
+            self._links.add((far_netns, ip.link_lookup(ifname=names[1])[0]))
 
     @contextlib.contextmanager
     def _inside(self, netns: str) -> Iterator[Any]:
@@ -307,13 +328,15 @@ def _text(mac: bytes) -> str:
     return mac.hex(":")
 
 
-def _ethtool_off(link: str, command: int) -> None:
+def _ethtool_set(link: str, command: int, *, on: bool) -> None:
     try:
-        ethtool(link, struct.pack("=II", command, 0))
+        ethtool(link, struct.pack("=II", command, on))
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             which = next(name for name, number in _OFFLOADS.items() if number == command)
-            raise LabError(subject=f"link {link}", doing=f"turning {which} off", errno=error.errno or 0) from error
+            raise LabError(
+                subject=f"link {link}", doing=f"turning {which} {'on' if on else 'off'}", errno=error.errno or 0
+            ) from error
 
 
 def _ethtool_stats(link: str) -> dict[str, int]:

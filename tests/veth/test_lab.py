@@ -14,7 +14,7 @@ import pytest
 
 from afxdp_pool.errors import ConfigError, LabError
 from afxdp_pool.netdev import find, in_netns
-from afxdp_pool.testing import Lab, Sink, packets
+from afxdp_pool.testing import Lab, Sink, Source, packets
 from afxdp_pool.testing.lab import NETNS_DIR
 
 pytestmark = pytest.mark.usefixtures("veth_machine")
@@ -154,6 +154,23 @@ def test_a_name_is_used_once(lab: Lab) -> None:
     lab.veth("a")
     with pytest.raises(ConfigError, match="not used yet"):
         lab.veth("a")
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_host_is_alone_with_its_kernel() -> None:
+    with Lab() as lab:
+        a, b = lab.veth("a", host=True), lab.veth("b", host=True)
+        assert labs_of(os.getpid()) == sorted({lab.engine_netns, lab.traffic_netns, a.far.netns, b.far.netns})
+        with in_netns(a.far.netns):
+            assert [name for _, name in socket.if_nameindex() if name == "a-far" or name.startswith("b")] == ["a-far"]
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.sendto(b"by the default route", (b.far.ipv4, 9))
+        assert a.near.counters()["rx_packets"] == 1
+        # Redirected frames arrive without an XDP program there.
+        with Source(a.near, target_ip=a.far.ipv4) as source:
+            assert source.send(100, rate=100_000).delivered == 100
+        with pytest.raises(ConfigError, match="engine"):
+            lab.veth("engine", host=True)
 
 
 def test_packets_of_the_kernel_arrive_whole_and_alone(lab: Lab) -> None:
