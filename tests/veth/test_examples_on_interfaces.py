@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from live_lab import perfect, wait_for
 
 from afxdp_pool.netdev import in_netns
 from afxdp_pool.testing import Lab, Sink, Source, VethPair
-from tests.veth.live_lab import perfect, wait_for
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
