@@ -147,7 +147,8 @@ class FramePool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self.umem.failing(error)
         self.close()
 
     def __del__(self) -> None:

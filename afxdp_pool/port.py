@@ -267,7 +267,8 @@ class Port:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self.pool.umem.failing(error)
         self.close()
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ import logging
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -32,6 +33,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("afxdp_pool")
 #: Seconds between two warnings about a closed pool whose frames are still out.
 WARN_EVERY = 60.0
+#: Called with a Umem and the exception that ends a ``with`` on it, or on a pool, port or runner of it, before anything
+#: is closed: for tools that show what a failure looked like. The pytest plugin is one.
+failure_watchers: list[Callable[[Umem, BaseException], object]] = []
+_known: weakref.WeakSet[Umem] = weakref.WeakSet()
+
+
+def open_umems() -> list[Umem]:
+    """Every Umem of this process that is open, in no order. Concurrency: any thread."""
+    return [umem for umem in list(_known) if umem._open]
 
 
 class Umem:
@@ -94,11 +104,13 @@ class Umem:
         self._in_callback: set[int] = set()  # threads that C calls a pool's callback from, under its locks
         self._late: deque[Batch] = deque()  # frames forgotten there, to be put as soon as may be
         self._ports: set[Port] = set()  # not weak: a port that nobody closed is closed with the Umem
+        _known.add(self)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self.failing(error)
         self.close()
 
     def __repr__(self) -> str:
@@ -241,6 +253,12 @@ class Umem:
         Concurrency: any thread. Ownership: the frames are no longer the caller's.
         """
         return frames_call(lib.afp_put_all, self.table, self.data, batch, "put")
+
+    def failing(self, error: BaseException | None) -> None:
+        """Tell `failure_watchers` that an exception is about to close this Umem or something on it; None: no effect."""
+        if error is not None and self._open:
+            for watch in list(failure_watchers):
+                watch(self, error)
 
     def close(self) -> None:
         """Close the ports and pools on it, then let go of the memory. Idempotent; in any order with theirs."""

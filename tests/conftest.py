@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Iterator
@@ -14,47 +13,10 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from afxdp_pool import FramePool, Umem
-    from afxdp_pool.testing import Lab
 
 # How long an example takes says more about who else uses the machine.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
-
-MISSING = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
-
-
-@pytest.fixture(scope="session")
-def veth_machine() -> None:
-    """Skip unless this machine has, and lets us use, network namespaces, veth and native XDP on it.
-
-    Only a missing privilege or feature skips; any other failure is the library's and fails the test.
-    """
-    from afxdp_pool.errors import AfXdpError, PrivilegeError
-    from afxdp_pool.testing import Lab, Sink
-
-    step = "network namespaces"
-    try:
-        with Lab() as lab:
-            step = "veth (CONFIG_VETH)"
-            pair = lab.veth("probe")
-            step = "native XDP on veth (CONFIG_BPF_SYSCALL)"
-            Sink(pair.near).close()
-    except PrivilegeError as error:
-        pytest.skip(f"needs root (CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_BPF): {error}")
-    except AfXdpError as error:
-        if error.errno in MISSING:
-            pytest.skip(f"this kernel lacks {step}: {error}")
-        raise
-
-
-@pytest.fixture
-def lab(veth_machine: None) -> Iterator[Lab]:
-    """A lab of the test's own, removed after it."""
-    from afxdp_pool.testing import Lab
-
-    with Lab() as made:
-        yield made
-
 
 # The checklist of docs/page-pool.md names tests for each row. A row whose test was skipped is not proven: as root,
 # where nothing need be skipped, that fails the session. Only what was collected counts, so parts can be run.
@@ -73,9 +35,9 @@ def tests_of_the_checklist() -> set[str]:
 
 def may_do_everything() -> bool:
     """Root with the capabilities that the tests with real packets need, which root in a container may lack."""
-    capabilities = re.search(r"^CapEff:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    needed = 1 << 12 | 1 << 21  # CAP_NET_ADMIN, CAP_SYS_ADMIN
-    return os.geteuid() == 0 and capabilities is not None and int(capabilities[1], 16) & needed == needed
+    from afxdp_pool.testing.machine import capabilities
+
+    return os.geteuid() == 0 and all(capabilities().values())
 
 
 def unproven_rows() -> list[str]:

@@ -3,10 +3,13 @@
 from afxdp_pool.testing.lab import Lab, LabLink, VethPair
 from afxdp_pool.testing.latency import LatencyProbe, LatencyReport
 from afxdp_pool.testing.live import FakeLive
+from afxdp_pool.testing.proof import Delivery, Traffic
 from afxdp_pool.testing.rings import FakeKernel
+from afxdp_pool.testing.state import settle
 from afxdp_pool.testing.traffic import FlowReport, Sink, SinkReport, Source, SourceReport
 
 __all__ = [
+    "Delivery",
     "FakeKernel",
     "FakeLive",
     "FlowReport",
@@ -18,5 +21,7 @@ __all__ = [
     "SinkReport",
     "Source",
     "SourceReport",
+    "Traffic",
     "VethPair",
+    "settle",
 ]

@@ -162,6 +162,18 @@ class Source:
             took = time.monotonic() - start
         return SourceReport(self._sent() - first, redirected(self.link) - before, took)
 
+    def burst(self, count: int) -> None:
+        """Send `count` frames as fast as can be, and count nothing but them: `send` in a loop of small numbers.
+
+        Raises: as `send`. Concurrency: as `send`.
+        """
+        if self._helper is not None:
+            raise LabError("it is sending already", subject=f"source on {self.link.name}")
+        with in_netns(self.link.netns), pinned(self.cpu, "the source"):
+            end = self._sent() + count
+            while (left := end - self._sent()) > 0:
+                self._run(left)
+
     def start(self, count: int | None = None, rate: float | None = None, *, seconds: float | None = None) -> None:
         """Begin to send in a process of its own; `wait()` or `stop()` ends it. Arguments as for `send`.
 
