@@ -173,8 +173,7 @@ def audited_pool(request: pytest.FixtureRequest) -> Iterator[FramePool]:
             try:
                 settle(umem)
             except AuditError as error:
-                umem.failing(error)
-                raise
+                pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture

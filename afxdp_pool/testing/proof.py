@@ -50,6 +50,7 @@ class Delivery:
 
     def check(self) -> Self:
         """Return self, or raise AssertionError saying what is wrong."""
+        __tracebackhide__ = True  # pytest shows the line of the test
         if not self.exact:
             raise AssertionError(str(self))
         return self
@@ -125,6 +126,7 @@ class Traffic:
             AssertionError: they did not; the text says what did.
             ConfigError: a number that cannot be. What `Source` and `Sink` raise.
         """
+        __tracebackhide__ = True
         into = into or self._pair
         out_of = out_of or into
         if into is None or out_of is None:

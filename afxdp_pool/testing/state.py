@@ -6,8 +6,9 @@ frame of a pool that another thread is running, and raises nothing.
 
 from __future__ import annotations
 
+import re
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from afxdp_pool import umem as umems
 from afxdp_pool.audit import STATES, Audit
 from afxdp_pool.errors import AfXdpError, AuditError
+from afxdp_pool.holders import Holder
 from afxdp_pool.pool import FramePool
 from afxdp_pool.port import Port
 from afxdp_pool.testing.lab import Lab
@@ -33,7 +35,7 @@ def sections(umem: Umem) -> Sections:
         "frames": [_frames(umem), _audit(umem), frame_map(umem.states())],
         "rings": [_rings(port) for port in _ports(umem)],
         "counters": [_pool_counters(pool) for pool in list(umem._pools)] + [_port_counters(p) for p in _ports(umem)],
-        "holders": [str(holder) for holder in umem.holders()],
+        "holders": [_who(holder) for holder in umem.holders()],
     }
     if texts["holders"] and umem.tracer is None:
         texts["holders"].append("(who took them: make the Umem with trace=True, or run pytest with --afxdp-trace)")
@@ -88,8 +90,8 @@ def settle(umem: Umem) -> Audit:
     if held:
         out = sum(len(holder.frames) for holder in held)
         raise AuditError(
-            f"{out} frame{'s are' if out > 1 else ' is'} still out:\n" + "\n".join(map(str, held)),
-            hint="put() them, or send them and complete(), before the end of the test",
+            f"{out} frame{'s' if out > 1 else ''} still out; put them, or send and complete them, before the end:\n"
+            + "\n".join(map(_who, held))
         )
     for pool in pools:
         pool.close()
@@ -136,6 +138,16 @@ class Witness:
         key = id(error), id(umem)
         if key not in self._seen or self._seen[key][0] is not type(error):
             self._seen[key] = type(error), _safely(umem)
+
+
+def _who(holder: Holder) -> str:
+    """A holder, without the part of its call stack that is pytest's own."""
+    if holder.traceback is None:
+        return str(holder)
+    lines = holder.traceback.splitlines(keepends=True)
+    test = [at for at, line in enumerate(lines) if re.match(r'  File ".*/(_pytest|pluggy)/', line)]
+    own = next((at for at in range(test[-1] + 1, len(lines)) if lines[at].startswith("  File")), 0) if test else 0
+    return str(replace(holder, traceback="".join(lines[own:]).rstrip()))
 
 
 def _safely(umem: Umem) -> Sections:
