@@ -111,7 +111,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def holds(text: str, *lines: str) -> None:
     """Each of the lines, in this order; * stands for anything within a line."""
     pattern = r".*?".join(r"[^\n]*".join(map(re.escape, line.split("*"))) + r"[^\n]*\n" for line in lines)
-    assert re.search(pattern, text, re.DOTALL), text
+    assert re.search(pattern, text + "\n", re.DOTALL), text
 
 
 def test_the_outcomes(told: dict[str, str]) -> None:
