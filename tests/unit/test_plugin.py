@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -92,6 +93,7 @@ def pytest_run(directory: Path, *options: str, before: tuple[str, ...] = ()) -> 
     """pytest on what lies in `directory`; all it said."""
     done = subprocess.run(
         [*before, sys.executable, "-m", "pytest", *SKIP_PLUGINS, *options],
+        env={name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"},
         cwd=directory, capture_output=True, text=True, check=False, timeout=110,
     )  # fmt: skip
     assert done.returncode in (0, 1), done.stdout + done.stderr
