@@ -37,8 +37,8 @@ class Switch:
         """The handler: learn the sources, look the targets up."""
         assert batch.port is not None
         here, now = self.ports.index(batch.port), time.monotonic()
-        self.learn(batch.load(6, ">u8") >> np.uint64(16), here, now)
-        target = batch.load(0, ">u8") >> np.uint64(16)
+        self.learn(batch.eth.src, here, now)
+        target = batch.eth.dst
         index, known = self.find(target)
         known &= self.seen[index] > now - self.age
         where = self.places[index]

@@ -18,14 +18,12 @@ PORT = 7  # echo (RFC 862)
 
 
 def echo(batch: ap.Batch) -> npt.NDArray[np.uint8]:
-    """Swap addresses and ports of what is UDP to `PORT` in plain IPv4; drop the rest."""
-    flow = batch.five_tuple()
-    ours = (flow.version == 4) & (flow.dport == PORT) & (flow.sport != PORT) & (flow.l4 == 34)  # no echo of an echo
+    """Exchange the addresses and ports of what is UDP to `PORT` over IPv4; drop the rest."""
+    ours = batch.ipv4.valid & (batch.udp.dport == PORT) & (batch.udp.sport != PORT)  # no echo of an echo
+    ip, udp = batch.ipv4.where(ours), batch.udp.where(ours)
     batch.swap_macs(where=ours)
-    batch.store(26, ">u4", flow.dst, where=ours)
-    batch.store(30, ">u4", flow.src, where=ours)
-    batch.store(34, ">u2", flow.dport, where=ours)
-    batch.store(36, ">u2", flow.sport, where=ours)
+    ip.src, ip.dst = ip.dst, ip.src
+    udp.sport, udp.dport = udp.dport, udp.sport
     np.multiply(ours, np.uint8(ap.TX), out=batch.verdicts)  # DROP is 0
     return batch.verdicts
 

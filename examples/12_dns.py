@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import common
+import numpy as np
+import numpy.typing as npt
 
 import afxdp_pool as ap
 from afxdp_pool.netdev import in_netns
 from afxdp_pool.testing import VethPair
-from afxdp_pool.testing.packets import ones_sum
 
 UDP, PORT = 17, 53
 A, IN, TTL = 1, 1, 60
@@ -40,19 +41,19 @@ class Server:
     table: Mapping[bytes, list[bytes]]
     answered: int = 0
 
-    def __call__(self, batch: ap.Batch) -> list[int]:
+    def __call__(self, batch: ap.Batch) -> npt.NDArray[np.uint8]:
         """Write each reply over its query; what is no query is dropped."""
-        verdicts = [ap.DROP] * len(batch)
+        verdicts = batch.verdicts
         for i, packet in enumerate(batch):
             reply = self.reply(bytes(packet))
             if reply:
                 batch.write(i, reply)
                 verdicts[i] = ap.TX
-                self.answered += 1
+        self.answered += batch.fill_checksums(where=verdicts == ap.TX)
         return verdicts
 
     def reply(self, packet: bytes) -> bytes | None:
-        """The packet that answers a packet, if it is a query in plain IPv4."""
+        """The packet that answers a packet, its checksums still 0, if it is a query in plain IPv4."""
         if packet[12:15] != b"\x08\x00\x45" or packet[23] != UDP or len(packet) < 42:
             return None
         source, target = packet[26:30], packet[30:34]
@@ -61,10 +62,7 @@ class Server:
         if answer is None:
             return None
         udp = struct.pack("!HHHH", port, client, 8 + len(answer), 0)
-        pseudo = struct.pack("!4s4sHH", target, source, UDP, 8 + len(answer))
-        udp = udp[:6] + struct.pack("!H", (~ones_sum(pseudo + udp + answer) & 0xFFFF) or 0xFFFF)
         ip = struct.pack("!HHIBBH4s4s", 0x4500, 28 + len(answer), 0x4000, 64, UDP, 0, target, source)
-        ip = ip[:10] + struct.pack("!H", ~ones_sum(ip) & 0xFFFF) + ip[12:]
         return packet[6:12] + packet[:6] + packet[12:14] + ip + udp + answer
 
     def answer(self, query: bytes) -> bytes | None:

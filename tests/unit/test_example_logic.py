@@ -226,6 +226,20 @@ def test_without_a_free_bucket_a_source_waits() -> None:
     limiter.buckets["source"] = 0
 
 
+# Latency --------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 10**12), min_size=1, max_size=300), st.sampled_from([0.1, 50, 99, 99.9, 100]))
+def test_percentiles_are_right_to_a_bucket(times: list[int], percent: float) -> None:
+    latency = example("14_latency")
+    histogram = latency.Histogram()
+    for half in np.array_split(np.array(times, np.uint64), 2):
+        histogram.add(half)
+    exact = float(np.percentile(times, percent, method="inverted_cdf")) / 1000
+    assert exact <= histogram.percentile(percent) * (1 + 1e-9)
+    assert histogram.percentile(percent) <= exact * 2 ** (1 / latency.STEPS) * (1 + 1e-9)
+
+
 def batch_of(contents: list[bytes]) -> Batch:
     """A batch over memory of its own, each packet in a frame of 2048 bytes."""
     descs = np.array([(2048 * i, len(content), 0, 0) for i, content in enumerate(contents)], DESC)

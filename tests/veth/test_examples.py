@@ -43,7 +43,8 @@ EXPECTED = {
     ],
     "10_router.py": [
         "ARP by the kernel: 64 bytes from 198.18.1.2: icmp_seq=1 ttl=63",
-        "(1 to the kernel so far)",
+        "second, forwarded here:        64 bytes from 198.18.1.2: icmp_seq=1 ttl=63",
+        "(0 packets to the kernel)",
         "a TTL of 1:                    From 198.18.0.1 icmp_seq=1 Time to live exceeded",
         "to the router itself:          64 bytes from 198.18.0.1: icmp_seq=1 ttl=64",
         "without a route:               From 198.18.0.1 icmp_seq=1 Destination Net Unreachable",
@@ -63,11 +64,42 @@ EXPECTED = {
         "  198.51.100.66: 199",
         "app 0, tx 0; all accounted for",
     ],
+    "14_latency.py": ["10000 sent, 10000 came back, 0 lost", "microseconds: p50 ", " us ", "all accounted for"],
+    "15_mirror.py": [
+        "a to b: 5000, b to a: 1000, at the monitors: 6000 and 6000",
+        "app 0, tx 0; all accounted for",
+        "0 missed by the monitors",
+    ],
+    "16_exception.py": [
+        "ping meanwhile:  64 bytes from 198.18.0.1: icmp_seq=1 ttl=64",
+        "and a long one:  4008 bytes from 198.18.0.1: icmp_seq=1 ttl=64",
+        "10000 packets of UDP at the far end of out-near",
+        "app 0, tx 0; all accounted for",
+        "to the kernel ",
+    ],
+    "17_scapy.py": [
+        "ping 203.0.113.77: 64 bytes from 203.0.113.77",
+        "TCP port 80 of 203.0.113.5 is open",
+        "UDP port 53 of 203.0.113.6: nobody there",
+        "app 0, tx 0; all accounted for",
+    ],
+    "18_capture.py": [
+        "8000 packets at the far end",
+        "app 0, tx 0; all accounted for",
+        "2000 packets, 6000 not wanted, 0 dropped",
+    ],
+    "19_sample.py": ["12000 packets at the far end", "flow 0, 256 bytes: 3000", "app 0, tx 0; all accounted for"],
     "08_five_tuple.py": ["10000 forwarded, 10000 dropped; flows [1, 2], 0 corrupt", "all accounted for"],
 }
 
-NEEDS_MODULE = {"07_compiled.py": ["numba"], "13_rate_limit.py": ["numba"]}
-NEEDS_TOOL = {"10_router.py": ["ping"], "12_dns.py": ["dig"]}
+NEEDS_MODULE = {
+    "07_compiled.py": "numba",
+    "13_rate_limit.py": "numba",
+    "17_scapy.py": "scapy",
+    "18_capture.py": "pcapng",
+}
+PING = ["10_router.py", "16_exception.py", "17_scapy.py"]
+NEEDS_TOOL = {"12_dns.py": "dig"} | dict.fromkeys(PING, "ping")
 
 
 def test_every_example_is_tested() -> None:
@@ -77,11 +109,10 @@ def test_every_example_is_tested() -> None:
 @pytest.mark.usefixtures("veth_machine")
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_example(name: str) -> None:
-    for module in NEEDS_MODULE.get(name, []):
-        pytest.importorskip(module)
-    for tool in NEEDS_TOOL.get(name, []):
-        if not shutil.which(tool):
-            pytest.skip(f"needs {tool}")
+    if name in NEEDS_MODULE:
+        pytest.importorskip(NEEDS_MODULE[name])
+    if name in NEEDS_TOOL and not shutil.which(NEEDS_TOOL[name]):
+        pytest.skip(f"needs {NEEDS_TOOL[name]}")
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name)], capture_output=True, text=True, check=False, timeout=60
     )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
-from live_lab import perfect, wait_for
+from live_lab import audited, perfect, wait_for
+from pyroute2 import IPRoute
 
+import afxdp_pool as ap
 from afxdp_pool.netdev import in_netns
-from afxdp_pool.testing import Lab, Sink, Source, VethPair
+from afxdp_pool.testing import Lab, Sink, Source, VethPair, packets
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -65,8 +69,6 @@ def test_a_switch_of_four(lab: Lab) -> None:
 
 
 def test_a_router_with_routes_of_its_own(lab: Lab) -> None:
-    from pyroute2 import IPRoute
-
     a, b, c = pairs = [lab.veth(name, host=True) for name in "abc"]
     with in_netns(lab.engine_netns), IPRoute() as ip:
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
@@ -115,3 +117,94 @@ def test_dns_serves_what_it_is_told(lab: Lab) -> None:
         answer = query.udp(message.make_query("A.test", "A"), pair.near.ipv4, timeout=5)
         assert [record.address for record in answer.answer[0]] == ["192.0.2.7"]
     assert "1 answered" in said
+
+
+def test_a_mirror_of_three_monitors(lab: Lab) -> None:
+    pairs = [lab.veth(name) for name in "abcde"]
+    with contextlib.ExitStack() as sinks:
+        with running(lab, "15_mirror.py", pairs) as said:
+            at = [sinks.enter_context(Sink(pair.far)) for pair in pairs]
+            with Source(pairs[0].far, flows=4) as source, Source(pairs[2].far) as monitor:
+                source.send(5000, rate=10_000)
+                monitor.send(10, rate=1000)  # goes nowhere
+            for sink in at[1:]:
+                perfect(sink.wait(5000), 5000)
+            assert at[0].report().packets == 0
+        assert "0 missed by the monitors" in said
+
+
+def test_the_kernel_gets_its_packets_and_its_address_goes_back(lab: Lab) -> None:
+    wire, out = pairs = [lab.veth(name, host=True) for name in ("wire", "out")]
+    with running(lab, "16_exception.py", pairs, "--address", f"{wire.near.ipv4}/24") as said:
+        with in_netns(wire.far.netns):
+            answered = subprocess.run(["ping", "-n", "-c3", "-i0.2", "-W2", wire.near.ipv4], check=False).returncode
+        with in_netns(lab.engine_netns):
+            server = socket.create_server((wire.near.ipv4, 8000))
+        with server, in_netns(wire.far.netns), socket.create_connection((wire.near.ipv4, 8000), timeout=5) as client:
+            with server.accept()[0] as other:
+                other.sendall(bytes(range(256)) * 400)
+            whole = b"".join(iter(partial(client.recv, 65536), b""))
+        assert answered == 0
+        assert whole == bytes(range(256)) * 400
+        with Sink(out.far) as sink, Source(wire.far) as source:
+            source.send(2000, rate=10_000)
+            perfect(sink.wait(2000), 2000)
+    with in_netns(lab.engine_netns), IPRoute() as ip:
+        assert not ip.link_lookup(ifname="stack")
+        assert [address.get("address") for address in ip.get_addr(index=wire.near.ifindex)] == [wire.near.ipv4]
+    assert any(line.startswith("to the kernel ") for line in said)
+
+
+def test_the_captured_file_has_each_packet_once(lab: Lab, tmp_path: Path) -> None:
+    pcapng = pytest.importorskip("pcapng")
+    a, b = pairs = [lab.veth(name) for name in "ab"]
+    file = tmp_path / "some.pcapng"
+    with (
+        running(lab, "18_capture.py", pairs, "--file", str(file)),
+        Sink(b.far) as sink,
+        Source(a.far, flows=3) as source,
+    ):
+        source.send(3000, rate=10_000)
+        perfect(sink.wait(3000), 3000)
+    with file.open("rb") as stream:
+        found = [
+            packets.parse(block.packet_data) for block in pcapng.FileScanner(stream) if hasattr(block, "packet_data")
+        ]
+    assert {(packet.flow, packet.seq) for packet in found if packet} == {(f, n) for f in range(3) for n in range(1000)}
+    assert len(found) == 3000
+
+
+def test_latency_is_measured_and_drawn(lab: Lab, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pairs = [lab.veth(name) for name in ("out", "back")]
+    picture = tmp_path / "latency.png"
+    far = [pair.far.name for pair in pairs]
+    command = [sys.executable, str(EXAMPLES / "14_latency.py"), *(pair.near.name for pair in pairs)]
+    command += ["--netns", lab.engine_netns, "--seconds", "0.5", "--rate", "2000", "--png", str(picture)]
+    with ap.forward(*far, options=ap.Options(netns=lab.traffic_netns)) as device:
+        device.start()
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        device.stop()
+        assert device.join().received == 1000
+        audited(device)
+    assert said.startswith("1000 sent, 1000 came back, 0 lost\nmicroseconds: p50 ")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_samples_are_of_what_is_forwarded(lab: Lab) -> None:
+    a, b = pairs = [lab.veth(name) for name in "ab"]
+    sampled = running(lab, "19_sample.py", pairs, "--every", "10")
+    with sampled as said, Sink(b.far) as sink, Source(a.far, flows=2) as source:
+        source.send(2001, rate=10_000)
+        perfect(sink.wait(2001), 2001)
+    # The first of every ten: all of flow 0.
+    assert "  flow 0, 64 bytes: 2010" in said
+
+
+def test_scapy_answers_for_its_network_alone(lab: Lab) -> None:
+    pytest.importorskip("scapy")
+    pair = lab.veth("a", host=True)
+    with running(lab, "17_scapy.py", [pair], "--network", "192.0.2.0/25") as said, in_netns(pair.far.netns):
+        for address, code in (("192.0.2.127", 0), (pair.near.ipv4, 0), ("192.0.2.128", 1)):
+            assert subprocess.run(["ping", "-n", "-c1", "-W1", address], check=False).returncode == code
+    assert "seen: ICMP echo-request 1 times" in said
