@@ -1,14 +1,27 @@
-"""Receive on a device, count, recycle: the frames never leave the pool's cache and the FILL ring."""
+"""Drop with a filter: UDP is received, counted and recycled; the rest goes to the kernel's stack as ever."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import common
 
 import afxdp_pool as ap
-from afxdp_pool.testing.lab import Lab
-from afxdp_pool.testing.traffic import Source
+from afxdp_pool.testing import Source, VethPair
 
-with Lab() as lab:
-    pair = lab.veth("a")
-    with ap.drop(pair.near.name, options=ap.Options(netns=lab.engine_netns)) as forwarder, Source(pair.far) as source:
+
+def demo(pair: VethPair) -> None:
+    """A host sends what is dropped, and pings meanwhile."""
+    with Source(pair.far) as source:
         source.start(count=100_000, rate=100_000)
-        report = forwarder.run(packets=100_000, duration=10)
-        print(report)
-        print("recycled directly:", report.pools[0].recycle_cached, "of", report.received)
-        print(forwarder.audit().check())
+        print("ping:", common.ping(pair, "-c1", pair.near.ipv4))
+        source.wait(10)
+
+
+if __name__ == "__main__":
+    with common.place(__doc__, "wire", hosts=True) as here:
+        options = replace(here.options, rules=[ap.Rule(protocol=17)])
+        with ap.drop(here.names[0], options=options) as forwarder:
+            report = here.run(forwarder, demo, packets=100_000)
+            print("recycled directly:", report.pools[0].recycle_cached, "of", report.received)
+            print("left to the kernel:", report.ports[0].program["passed_filter"])

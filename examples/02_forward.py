@@ -1,23 +1,25 @@
-"""From one device to another: what is received on `left` leaves by `right`, and the frame comes home by itself."""
+"""From one device to another and back: a frame received on the one comes home by itself when the other has sent it."""
+
+from __future__ import annotations
+
+import common
 
 import afxdp_pool as ap
-from afxdp_pool.testing.lab import Lab
-from afxdp_pool.testing.traffic import Sink, Source
+from afxdp_pool.testing import Sink, Source, VethPair
 
-with Lab() as lab:
-    left, right = lab.veth("left"), lab.veth("right")
-    options = ap.Options(netns=lab.engine_netns)
-    with (
-        Sink(right.far) as sink,
-        Source(left.far, flows=4) as source,
-        ap.forward(
-            left.near.name, right.near.name, rewrite=ap.Rewrite(dst=right.far.mac), options=options
-        ) as forwarder,
-    ):
-        source.start(count=50_000, rate=50_000)
-        print(forwarder.run(packets=50_000, duration=10))
+
+def demo(left: VethPair, right: VethPair) -> None:
+    """Proven traffic from left to right."""
+    with Sink(right.far) as sink, Source(left.far, flows=4) as source:
+        source.send(50_000, rate=50_000)
         seen = sink.wait(50_000)
-        print(
-            f"far end: {seen.unique} packets of {len(seen.flows)} flows, {seen.lost} lost, {seen.reordered} reordered"
-        )
-        print(forwarder.audit().check())
+        print(f"far end: {seen.unique} packets of {len(seen.flows)} flows, ", end="")
+        print(f"{seen.lost} lost, {seen.reordered} reordered")
+
+
+if __name__ == "__main__":
+    with (
+        common.place(__doc__, "left", "right") as here,
+        ap.forward(*here.names, both_ways=True, options=here.options) as forwarder,
+    ):
+        here.run(forwarder, demo)

@@ -1,38 +1,41 @@
 """Logic of your own: a function that sees a batch, or, for convenience, one that sees a packet."""
 
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import common
 import numpy as np
 import numpy.typing as npt
 
 import afxdp_pool as ap
-from afxdp_pool.testing.lab import Lab
-from afxdp_pool.testing.traffic import Sink, Source
-
-UDP_SOURCE_PORT = 34  # its low byte is at 35: after 14 bytes of Ethernet and 20 of IPv4
+from afxdp_pool.testing import Sink, Source, VethPair
 
 
 def every_second_flow(batch: ap.Batch) -> npt.NDArray[np.uint8]:
     """Forward packets with an even UDP source port, drop the others; one numpy expression a batch."""
-    odd = batch.data[batch.addr + np.uint64(UDP_SOURCE_PORT + 1)] & 1
-    return np.where(odd, ap.DROP, ap.FORWARD(1)).astype(np.uint8)
+    return np.where(batch.udp.valid & (batch.udp.sport % 2 == 0), ap.FORWARD(1), ap.DROP).astype(np.uint8)
 
 
-def first_flow_only(packet: npt.NDArray[np.uint8]) -> int:
-    """The same for one packet: 40000 is 0x9c40."""
-    return ap.FORWARD(1) if packet[UDP_SOURCE_PORT + 1] == 0x40 else ap.DROP
+def first_flow_only(packet: memoryview) -> int:
+    """Forward source port 40000 alone; it lies at byte 34, behind 14 of Ethernet and 20 of IPv4."""
+    return ap.FORWARD(1) if packet[34:36] == (40000).to_bytes(2, "big") else ap.DROP
 
 
-for name, handler in (("batch", every_second_flow), ("packet", ap.per_packet(first_flow_only))):
-    with Lab() as lab:
-        left, right = lab.veth("left"), lab.veth("right")
-        names = [left.near.name, right.near.name]
-        with (
-            Sink(right.far) as sink,
-            Source(left.far, flows=4) as source,
-            ap.handle(names, handler, options=ap.Options(netns=lab.engine_netns)) as forwarder,
-        ):
-            source.start(count=20_000, rate=20_000)
-            report = forwarder.run(packets=20_000, duration=10)
-            seen = sink.wait(report.engine.forwarded)
-            done = report.engine
-            print(f"{name}: {done.forwarded} forwarded, {done.dropped} dropped; flows {list(seen.flows)}")
-            print(forwarder.audit().check())
+def demo(expected: int, left: VethPair, right: VethPair) -> None:
+    """Four flows, of which some arrive."""
+    with Sink(right.far) as sink, Source(left.far, flows=4) as source:
+        source.send(20_000, rate=20_000)
+        seen = sink.wait(expected)
+        print(f"far end: {seen.unique} packets of flows {list(seen.flows)}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--packet", action="store_true", help="the function that sees a packet; else one of a batch")
+    with common.place(__doc__, "left", "right", parser=parser) as here:
+        handler = ap.per_packet(first_flow_only) if here.args.packet else every_second_flow
+        with ap.handle(here.names, handler, options=here.options) as forwarder:
+            done = here.run(forwarder, partial(demo, 5000 if here.args.packet else 10_000), packets=20_000).engine
+            print(f"{done.forwarded} forwarded, {done.dropped} dropped")

@@ -1,38 +1,41 @@
-"""Pool and ports without a forwarder: every packet received on A leaves by B and by C, from one and the same frame."""
+"""Pool and ports without a forwarder: what comes in by one device leaves by two others, from one and the same frame."""
 
+from __future__ import annotations
+
+import contextlib
 import time
 
+import common
+
 import afxdp_pool as ap
-from afxdp_pool.testing.lab import Lab
-from afxdp_pool.testing.traffic import Sink, Source
+from afxdp_pool.testing import Sink, Source
 
 COUNT = 1000
 
-with Lab() as lab:
-    a, b, c = lab.veth("a"), lab.veth("b"), lab.veth("c")
-    send_only = ap.PortConfig(receive=False)
-    with (
-        ap.Umem(frames=8192) as umem,
-        ap.FramePool(umem) as pool,
-        ap.Port(pool, a.near.name, netns=lab.engine_netns) as port_a,
-        ap.Port(pool, b.near.name, netns=lab.engine_netns, config=send_only) as port_b,
-        ap.Port(pool, c.near.name, netns=lab.engine_netns, config=send_only) as port_c,
-        Sink(b.far) as sink_b,
-        Sink(c.far) as sink_c,
-        Source(a.far) as source,
-    ):
-        source.start(count=COUNT, rate=10_000)
-        received = 0
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline and (received < COUNT or umem.count_states()["tx"]):
-            port_a.fill()
-            batch = port_a.receive()
-            received += len(batch)
-            pool.ref(batch)  # a second reference to each frame: one for B, one for C
-            for port in (port_b, port_c):
-                sent = port.transmit(batch)
-                pool.put(batch[sent:])  # for want of room in the ring, if ever
-            port_b.complete()
-            port_c.complete()
-        print(f"{received} received; far ends: {sink_b.wait(COUNT).unique} and {sink_c.wait(COUNT).unique}")
-        print(umem.audit().check())
+with common.place(__doc__, "a", "b", "c") as here, contextlib.ExitStack() as stack:
+    umem = stack.enter_context(ap.Umem(frames=8192))
+    pool = stack.enter_context(ap.FramePool(umem))
+    configs = ap.PortConfig(), ap.PortConfig(receive=False), ap.PortConfig(receive=False)
+    source, *targets = (
+        stack.enter_context(ap.Port(pool, name, netns=here.options.netns, config=config))
+        for name, config in zip(here.names, configs, strict=True)
+    )
+    sinks = [stack.enter_context(Sink(pair.far)) for pair in here.pairs[1:]]
+    if here.pairs:
+        stack.enter_context(Source(here.pairs[0].far)).start(count=COUNT, rate=10_000)
+
+    received = 0
+    deadline = time.monotonic() + (here.seconds or 10)
+    while time.monotonic() < deadline and (not sinks or received < COUNT or umem.count_states()["tx"]):
+        source.fill()
+        batch = source.receive()
+        received += len(batch)
+        pool.ref(batch)  # a second reference to each frame: one for each target
+        for target in targets:
+            sent = target.transmit(batch)
+            pool.put(batch[sent:])  # for want of room in the ring, if ever
+            target.complete()
+    print(received, "received")
+    if sinks:
+        print("far ends:", " and ".join(str(sink.wait(COUNT).unique) for sink in sinks))
+    print(umem.audit().check())

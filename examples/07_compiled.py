@@ -1,12 +1,14 @@
 """Logic of your own in machine code: the C loop calls it itself, without the interpreter. Needs the extra `numba`."""
 
+from __future__ import annotations
+
 from typing import Any
 
+import common
 import numpy as np
 
 import afxdp_pool as ap
-from afxdp_pool.testing.lab import Lab
-from afxdp_pool.testing.traffic import Sink, Source
+from afxdp_pool.testing import Sink, Source, VethPair
 
 UDP = 17
 OUT = ap.FORWARD(1)
@@ -26,17 +28,18 @@ def even_flows(descs: Any, umem: Any, verdicts: Any, port: int, user: Any) -> No
             verdicts[i] = OUT
 
 
-with Lab() as lab:
-    left, right = lab.veth("left"), lab.veth("right")
-    names = [left.near.name, right.near.name]
+def demo(left: VethPair, right: VethPair) -> None:
+    """Four flows, of which two arrive."""
+    with Sink(right.far) as sink, Source(left.far, flows=4) as source:
+        source.send(20_000, rate=20_000)
+        seen = sink.wait(10_000)
+        print(f"far end: {seen.unique} packets of flows {list(seen.flows)}")
+
+
+if __name__ == "__main__":
     with (
-        Sink(right.far) as sink,
-        Source(left.far, flows=4) as source,
-        ap.handle(names, even_flows, options=ap.Options(netns=lab.engine_netns)) as forwarder,
+        common.place(__doc__, "left", "right") as here,
+        ap.handle(here.names, even_flows, options=here.options) as forwarder,
     ):
-        source.start(count=20_000, rate=20_000)
-        report = forwarder.run(packets=20_000, duration=10)
-        seen = sink.wait(report.engine.forwarded)
-        print(f"{report.engine.forwarded} forwarded; far end: {seen.unique} packets of flows {list(seen.flows)}")
+        here.run(forwarder, demo, packets=20_000)
         print("by source port:", {int(port): int(counts[port]) for port in counts.nonzero()[0]})
-        print(forwarder.audit().check())

@@ -43,16 +43,25 @@ class Place:
     args: argparse.Namespace
 
     def run(
-        self, runner: ap.Runner, demo: Callable[..., None], *, on_tick: Callable[[Any], None] | None = None
+        self,
+        runner: ap.Runner,
+        demo: Callable[..., None],
+        *,
+        packets: int | None = None,
+        on_tick: Callable[[Any], None] | None = None,
     ) -> ap.Report:
-        """Let `runner` run: in a lab until `demo`, called with its pairs, has played. Say what came of it, audited."""
+        """Let `runner` run: in a lab until `demo`, called with its pairs, has played. Say what came of it, audited.
+
+        With `packets` a lab's run ends when so many have been received, or 10 seconds after it began.
+        """
         before = signal.signal(signal.SIGINT, lambda *_: runner.stop())
         try:
             if self.pairs:
                 with ThreadPoolExecutor(1) as other:
                     playing = other.submit(demo, *self.pairs)
-                    playing.add_done_callback(lambda _: runner.stop())
-                    report = runner.run(on_tick=on_tick)
+                    if packets is None:
+                        playing.add_done_callback(lambda _: runner.stop())
+                    report = runner.run(10 if packets else None, packets=packets, on_tick=on_tick)
                     playing.result()
             else:
                 print(f"running on {', '.join(self.names)}; Ctrl-C ends it", flush=True)
