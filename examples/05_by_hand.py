@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import time
 
@@ -12,7 +13,9 @@ from afxdp_pool.testing import Sink, Source
 
 COUNT = 1000
 
-with common.place(__doc__, "a", "b", "c") as here, contextlib.ExitStack() as stack:
+parser = argparse.ArgumentParser()
+parser.set_defaults(seconds=10.0)
+with common.place(__doc__, "a", "b", "c", parser=parser) as here, contextlib.ExitStack() as stack:
     umem = stack.enter_context(ap.Umem(frames=8192))
     pool = stack.enter_context(ap.FramePool(umem))
     configs = ap.PortConfig(), ap.PortConfig(receive=False), ap.PortConfig(receive=False)
@@ -21,11 +24,12 @@ with common.place(__doc__, "a", "b", "c") as here, contextlib.ExitStack() as sta
         for name, config in zip(here.names, configs, strict=True)
     )
     sinks = [stack.enter_context(Sink(pair.far)) for pair in here.pairs[1:]]
-    if here.pairs:
-        stack.enter_context(Source(here.pairs[0].far)).start(count=COUNT, rate=10_000)
+    traffic = [stack.enter_context(Source(pair.far)) for pair in here.pairs[:1]]
+    for packets in traffic:
+        packets.start(count=COUNT, rate=10_000)
 
     received = 0
-    deadline = time.monotonic() + (here.seconds or 10)
+    deadline = time.monotonic() + here.args.seconds
     while time.monotonic() < deadline and (not sinks or received < COUNT or umem.count_states()["tx"]):
         source.fill()
         batch = source.receive()
@@ -36,6 +40,7 @@ with common.place(__doc__, "a", "b", "c") as here, contextlib.ExitStack() as sta
             pool.put(batch[sent:])  # for want of room in the ring, if ever
             target.complete()
     print(received, "received")
-    if sinks:
+    for packets in traffic:
+        packets.wait(10)
         print("far ends:", " and ".join(str(sink.wait(COUNT).unique) for sink in sinks))
     print(umem.audit().check())

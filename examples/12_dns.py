@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import shutil
-import socket
 import struct
 import subprocess
 from collections.abc import Mapping
@@ -31,6 +31,7 @@ FORMAT_ERROR, NO_SUCH_NAME, NOT_IMPLEMENTED = 1, 3, 4
 LONGEST = 512  # bytes of a message by UDP
 MESSAGE = struct.Struct("!HHHHHH")
 RECORD = struct.Struct("!HHHIH4s")
+EXAMPLE = ["pool.example=192.0.2.1", "two.pool.example=192.0.2.2", "two.pool.example=192.0.2.3"]
 NAME_OF_THE_QUESTION = 0xC000 | MESSAGE.size  # a pointer to it (4.1.4)
 
 
@@ -102,6 +103,12 @@ def wire_name(name: str) -> bytes:
     return b"".join(bytes([len(label)]) + label.lower().encode() for label in name.split(".") if label) + b"\0"
 
 
+def record(text: str) -> tuple[bytes, bytes]:
+    """``example.com=192.0.2.1`` as name and address."""
+    name, _, address = text.partition("=")
+    return wire_name(name), ipaddress.IPv4Address(address).packed
+
+
 def demo(pair: VethPair) -> None:
     """A host asks with `dig`, through its kernel's own stack."""
     if not shutil.which("dig"):
@@ -118,12 +125,11 @@ def demo(pair: VethPair) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--record", action="append", metavar="NAME=ADDRESS", help="an A record to serve; several times")
+    parser.add_argument("--record", action="append", type=record, metavar="NAME=ADDRESS", help="an A record; repeat")
     with common.place(__doc__, "wire", hosts=True, parser=parser) as here:
         table: dict[bytes, list[bytes]] = {}
-        default = ["pool.example=192.0.2.1", "two.pool.example=192.0.2.2", "two.pool.example=192.0.2.3"]
-        for name, address in (record.split("=") for record in here.args.record or default):
-            table.setdefault(wire_name(name), []).append(socket.inet_aton(address))
+        for name, address in here.args.record or map(record, EXAMPLE):
+            table.setdefault(name, []).append(address)
         server = Server(table)
         options = replace(here.options, rules=[ap.Rule(protocol=UDP, port=PORT)])  # the rest is the kernel's
         with ap.handle(here.names, server, options=options) as forwarder:

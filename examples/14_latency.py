@@ -21,7 +21,7 @@ import afxdp_pool as ap
 from afxdp_pool.errors import need_extra
 from afxdp_pool.testing import packets
 
-SENT_AT = packets.SEQUENCE_AT + 8  # bytes into a packet: nanoseconds of CLOCK_MONOTONIC
+SENT_AT = packets.SEQUENCE_AT  # where test packets have their number: nanoseconds of CLOCK_MONOTONIC
 STEPS = 16  # buckets between a time and its double: they tell it to 4.4 percent
 LATE = 1.0  # seconds after which what is not back is lost
 
@@ -98,6 +98,7 @@ def measure(out: ap.Port, back: ap.Port, packet: bytes, rate: float, seconds: fl
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
+    parser.set_defaults(seconds=2.0)
     parser.add_argument("--rate", type=float, default=5000, help="packets a second")
     parser.add_argument("--size", type=int, default=128, help="bytes a packet")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the histogram")
@@ -112,7 +113,7 @@ if __name__ == "__main__":
         back = stack.enter_context(ap.Port(pool, here.names[1], netns=netns, config=ap.PortConfig(transmit=False)))
         packet = bytearray(packets.build(args.size))
         packet[packets.CHECKSUM_AT : packets.CHECKSUM_AT + 2] = b"\0\0"  # none, in IPv4 (RFC 768)
-        sent, times = measure(out, back, bytes(packet), args.rate, args.seconds or 2)
+        sent, times = measure(out, back, bytes(packet), args.rate, args.seconds)
         came = int(times.counts.sum())
         print(f"{sent} sent, {came} came back, {sent - came} lost")
         print(times if came else "nothing came back: is there a way from the first interface to the second?")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ipaddress
 import struct
 from collections.abc import Iterator
 from functools import partial
@@ -34,7 +35,7 @@ def handle(batch: ap.Batch, ports: list[ap.Port]) -> npt.NDArray[np.uint8] | int
 
 
 @contextlib.contextmanager
-def stack(wire: str, address: str | None, netns: str | None) -> Iterator[str]:
+def stack(wire: str, address: ipaddress.IPv4Interface | None, netns: str | None) -> Iterator[str]:
     """The kernel's interface `stack` with the wire's MAC and an address; yields the name of our end."""
     with netdev.in_netns(netns), IPRoute() as ip:
         (link,) = ip.get_links(ifname=wire)
@@ -48,13 +49,13 @@ def stack(wire: str, address: str | None, netns: str | None) -> Iterator[str]:
             ip.link("set", index=theirs, state="up")
             netdev.ethtool("stack", struct.pack("=II", GRO, 1))  # so that it takes redirected frames
             if address:
-                ip.flush_addr(index=link["index"], address=address.split("/")[0])
-                ip.addr("add", index=theirs, address=address.split("/")[0], prefixlen=int(address.split("/")[1]))
+                ip.addr("del", index=link["index"], address=str(address.ip), prefixlen=address.network.prefixlen)
+                ip.addr("add", index=theirs, address=str(address.ip), prefixlen=address.network.prefixlen)
             yield "stack-port"
         finally:
             ip.link("del", ifname="stack-port")
             if address:
-                ip.addr("add", index=link["index"], address=address.split("/")[0], prefixlen=int(address.split("/")[1]))
+                ip.addr("add", index=link["index"], address=str(address.ip), prefixlen=address.network.prefixlen)
 
 
 def demo(wire: VethPair, out: VethPair) -> None:
@@ -69,9 +70,11 @@ def demo(wire: VethPair, out: VethPair) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--address", metavar="ADDRESS/BITS", help="moves to `stack`, and back at the end")
+    parser.add_argument(
+        "--address", type=ipaddress.IPv4Interface, metavar="ADDRESS/BITS", help="moves to `stack`, and back at the end"
+    )
     with common.place(__doc__, "wire", "out", hosts=True, parser=parser) as here:
-        address = f"{here.pairs[0].near.ipv4}/24" if here.pairs else here.args.address
+        address = ipaddress.IPv4Interface(f"{here.pairs[0].near.ipv4}/24") if here.pairs else here.args.address
         ports: list[ap.Port] = []
         with (
             stack(here.names[WIRE], address, here.options.netns) as port,

@@ -18,6 +18,7 @@ from typing import Any
 from pyroute2 import IPRoute
 
 import afxdp_pool as ap
+from afxdp_pool.errors import AfXdpError
 from afxdp_pool.netdev import in_netns
 from afxdp_pool.testing import Lab, VethPair
 
@@ -31,7 +32,7 @@ class Place:
     Attributes:
         names: its interfaces.
         options: what the library's paths need to know of the place.
-        seconds: how long to run, on interfaces of your own; None: until stopped.
+        seconds: how long to run, on interfaces of your own; None: until Ctrl-C.
         pairs: the cables of the lab, whose near ends the interfaces are; empty with interfaces of your own.
         args: the example's own arguments.
     """
@@ -85,7 +86,7 @@ def place(
     parser: argparse.ArgumentParser | None = None,
     port: ap.PortConfig = ap.PortConfig(),  # noqa: B008
 ) -> Iterator[Place]:
-    """The interfaces from the command line, or a lab with a cable for each name of `pairs`.
+    """The interfaces from the command line, or a lab with a cable for each name of `pairs`. Errors end the program.
 
     Args:
         doc: what the example is about.
@@ -99,19 +100,24 @@ def place(
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     wanted = f"{len(pairs)}{' or more' * many}"
     parser.add_argument("interfaces", nargs="*", metavar="INTERFACE", help=f"{wanted}; none: a lab of veth pairs")
-    parser.add_argument("--seconds", type=float, help="how long to run on INTERFACE; default: until Ctrl-C")
+    default = "%(default)s" if parser.get_default("seconds") else "until Ctrl-C"
+    parser.add_argument("--seconds", type=float, help=f"how long to run on INTERFACE; default: {default}")
     parser.add_argument("--netns", help="the network namespace the interfaces are in")
     args = parser.parse_args()
     options = ap.Options(netns=args.netns, port=port)
-    if args.interfaces:
-        if not (len(args.interfaces) == len(pairs) or (many and len(args.interfaces) > len(pairs))):
-            parser.error(f"name {wanted} interfaces, or none")
-        yield Place(args.interfaces, options, args.seconds, [], args)
-        return
-    with Lab() as lab:
-        made = [lab.veth(name, host=hosts) for name in pairs]
-        names = [pair.near.name for pair in made]
-        yield Place(names, replace(options, netns=lab.engine_netns), None, made, args)
+    given = len(args.interfaces)
+    if given and given != len(pairs) and not (many and given > len(pairs)):
+        parser.error(f"name {wanted} interfaces, or none")
+    try:
+        if args.interfaces:
+            yield Place(args.interfaces, options, args.seconds, [], args)
+            return
+        with Lab() as lab:
+            made = [lab.veth(name, host=hosts) for name in pairs]
+            names = [pair.near.name for pair in made]
+            yield Place(names, replace(options, netns=lab.engine_netns), args.seconds, made, args)
+    except AfXdpError as error:
+        raise SystemExit(str(error)) from None
 
 
 def wire(a: VethPair, b: VethPair) -> None:
