@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import ipaddress
+import os
 import sys
 import time
 from pathlib import Path
@@ -91,6 +92,57 @@ def test_the_longest_prefix_wins(main: list[Any], local: list[Any], asked: list[
             assert found["verdict"] == DROP
         else:
             assert (found["verdict"], found["port"]) == (FORWARD(best[2] - 10), best[2] - 10)
+
+
+# What is done to a packet to b, and what a router with a route and a neighbour there does with it.
+FORWARDED, TO_THE_KERNEL, DROPPED = FORWARD(1), "kernel", DROP
+WHAT_COMES = {
+    "plain": ({}, FORWARDED),
+    "last hop": ({22: b"\1"}, TO_THE_KERNEL),
+    "wrong checksum": ({24: b"\0\0"}, TO_THE_KERNEL),
+    "options": ({14: b"\x46"}, TO_THE_KERNEL),
+    "longer than it is": ({16: b"\1\0"}, TO_THE_KERNEL),
+    "no route": ({30: b"\xcb\0\x71\1"}, TO_THE_KERNEL),
+    "no neighbour": ({33: b"\x63"}, TO_THE_KERNEL),
+    "tagged": ({12: b"\x81\0"}, DROPPED),
+    "no IPv4": ({14: b"\x65"}, DROPPED),
+}
+
+
+@pytest.mark.parametrize("what", WHAT_COMES)
+def test_a_router_forwards_what_is_plain(what: str) -> None:
+    router_example = example("10_router")
+    router = router_example.Router(["a", "b"], None)
+    links = Kernel(
+        [route(ipaddress.IPv4Network("192.0.2.0/24"), 11)],
+        [Message(ifindex=11, dst="192.0.2.7", state=0x80, lladdr="02:00:00:00:00:77")],
+    )
+    router.tables = router_example.Tables.read(links, ["a", "b"])
+    ends = packets.Addresses(bytes(6), bytes(6), target_ip=b"\xc0\0\2\7")
+    changes, expected = WHAT_COMES[what]
+    packet = bytearray(packets.build(64, addresses=ends))
+    for at, content in changes.items():
+        packet[at : at + len(content)] = content
+    if what in ("last hop", "options", "longer than it is", "no route", "no neighbour"):
+        packet[24:26] = b"\0\0"
+        packet[24:26] = (~packets.ones_sum(bytes(packet[14:34])) & 0xFFFF).to_bytes(2, "big")
+    batch = batch_of([bytes(packet), bytes(packet[:20])])  # and one that is cut off
+    reader, router.tun = os.pipe()
+    try:
+        verdicts = router(batch).tolist()
+        os.close(router.tun)
+        written = os.read(reader, 4096)
+    finally:
+        os.close(reader)
+    assert verdicts == [DROP if expected == TO_THE_KERNEL else expected, DROP]
+    assert written == (bytes(packet[14:]) if expected == TO_THE_KERNEL else b"")
+    sent = bytes(batch[0])
+    if expected == FORWARDED:
+        assert sent[:12] == bytes.fromhex("020000000077 020000000001")
+        assert sent[22] == packet[22] - 1
+        assert packets.parse(sent) is not None  # the checksums are right
+    else:
+        assert sent == packet
 
 
 # DNS ------------------------------------------------------------------------------------------------------------
