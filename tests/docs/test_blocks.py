@@ -37,6 +37,7 @@ def test_page(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None
             except Exception as error:
                 error.add_note(f"in the block at {block}")
                 raise
+        page.finish()
 
 
 def test_blocks_that_are_not_run_are_counted() -> None:
