@@ -120,7 +120,7 @@ class Shell:
     def __init__(self, folder: Path, first: Shell | None = None) -> None:
         bin_path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         own = ["unshare", "--mount"] if first is None else ["nsenter", f"--mount=/proc/{first.process.pid}/ns/mnt"]
-        self.process = subprocess.Popen(
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(
             [*own, "bash", "--norc", "--noprofile"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -257,6 +257,9 @@ class Page:
         """Look at what still runs in other terminals."""
         for shell in self.shells.values():
             self.settle(shell)
+        for made in self.names.values():
+            if isinstance(made, Umem) and made._open:
+                made.audit().check()
 
     def enter_lab(self) -> None:
         """eth1 and eth2, and traffic; this thread stays in their namespace until the page is done."""
@@ -298,7 +301,7 @@ class Page:
     def run_python(self, block: Block) -> None:
         code = compile("\n" * (block.line - 1) + shortened(block.text, 1), str(block.page), "exec", dont_inherit=True)
         out = io.StringIO()
-        with contextlib.redirect_stdout(out), audited():
+        with contextlib.redirect_stdout(out), contextlib.chdir(self.folder), audited():
             exec(code, self.names)
         self.printed = out.getvalue()
 

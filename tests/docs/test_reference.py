@@ -152,6 +152,7 @@ def test_examples_in_docstrings_run() -> None:
     # Those that need a lab, numba or real interfaces are only read; the same calls run in the blocks of the pages.
     skipped = {test.name for test in tests if any(doctest.SKIP in one.options for one in test.examples)}
     assert skipped <= {
+        "afxdp_pool.capture.Capture",
         "afxdp_pool.compiling.compiled",
         "afxdp_pool.testing.lab",
         "afxdp_pool.testing.latency",
