@@ -83,7 +83,7 @@ static bool accept_post(struct afp_pool *p, uint64_t entry)
 static uint32_t accept_run(struct afp_pool *p, const uint64_t *entry, uint32_t n)
 {
 	const uint64_t alone = word_make(0, 0, 0, p->id, 0, 1);
-	const uint64_t change = word_make(0, 0, AFP_POOL, p->id, 0, 0) - word_in_app(p);
+	const uint64_t change = word_make(0, 0, AFP_POOL, p->id, 0, 0) - p->in_app;
 	const uint32_t at = p->ring_head & p->ring_mask, straight = p->ring_mask + 1 - at, room = p->ring_size - ring_count(p);
 	_Atomic uint64_t *const word = p->table->word;
 	uint32_t *const ring = p->ring + at;
@@ -147,7 +147,7 @@ static void release_one_locked(struct afp_pool *p, uint32_t frame)
 }
 
 /* One step of the way down: ring (fed by the inbox), then the Umem. Puts frames into the empty cache. */
-static bool refill(struct afp_pool *p)
+bool afp_pool_refill(struct afp_pool *p)
 {
 	uint32_t n = ring_count(p);
 
@@ -193,27 +193,6 @@ static bool refill(struct afp_pool *p)
 	return true;
 }
 
-/* Up to n frames out of the pool, hottest first. The words still say POOL: the caller makes the transition. */
-uint32_t afp_pool_take(struct afp_pool *p, uint32_t *frames, uint32_t n)
-{
-	uint32_t got = 0, steps = 0;
-
-	while (got < n) {
-		if (unlikely(!p->ncache)) {
-			if (!refill(p))
-				break;
-			steps++; /* counts as refill or slow, not as fast */
-		}
-		uint32_t k = n - got < p->ncache ? n - got : p->ncache;
-		for (uint32_t i = 0; i < k; i++)
-			frames[got + i] = p->cache[p->ncache - 1 - i];
-		p->ncache -= k;
-		got += k;
-	}
-	bump(&p->stat[S_FAST], got - steps);
-	return got;
-}
-
 /* Life of a pool ------------------------------------------------------------------------------------------------------ */
 
 struct afp_pool *afp_pool_create(struct afp_table *t, uint32_t ring_size, uint32_t quota)
@@ -252,6 +231,8 @@ struct afp_pool *afp_pool_create(struct afp_table *t, uint32_t ring_size, uint32
 		memset(p, 0, sizeof(*p));
 		p->table = t;
 		p->id = id;
+		p->in_app = word_make(0, 0, AFP_APP, id, 0, 1);
+		p->change_out = p->in_app - word_make(0, 0, AFP_POOL, id, 0, 0) + AFP_ONE_GEN;
 		t->pools[id] = p;
 	}
 	p->serial++;
@@ -304,12 +285,6 @@ int afp_pool_unbind(struct afp_pool *p)
 	atomic_store(&p->owner_tid, 0);
 	atomic_store(&p->owner, 0);
 	return 0;
-}
-
-static inline int owner_only(struct afp_pool *p)
-{
-	/* An unbound pool is bound by the first owner-only call. */
-	return likely(owned_by(p, afp_self())) ? 0 : afp_pool_bind(p);
 }
 
 int afp_pool_collect(struct afp_pool *p)
@@ -395,111 +370,4 @@ void afp_pool_read_stats(const struct afp_pool *p, struct afp_pool_stats *out)
 		field[i] = atomic_load_explicit(&p->stat[i], memory_order_relaxed);
 	out->hold_cnt = atomic_load_explicit(&p->hold_cnt, memory_order_relaxed);
 	out->release_cnt = atomic_load_explicit(&p->release_cnt, memory_order_relaxed);
-}
-
-/* The next generation would be 0, which is never given out: 1 it is. A claim of that number is of a life 65535 lives ago. */
-void afp_wrap_generation(struct afp_table *t, uint32_t frame, uint64_t *w)
-{
-	*w += AFP_ONE_GEN;
-	atomic_store_explicit(&t->returned[frame], 0, memory_order_relaxed);
-	atomic_store_explicit(&t->completed[frame], 0, memory_order_relaxed);
-}
-
-/* The same for an idle frame, whose generation is then 0 and the next one 1. */
-static void skip_generation(struct afp_table *t, uint32_t frame)
-{
-	uint64_t w = word_load(t, frame) & ~AFP_GEN_MASK, ignored = 0;
-
-	afp_wrap_generation(t, frame, &ignored);
-	word_store(t, frame, w);
-}
-
-/*
- * From the top of the cache into descriptors: POOL becomes APP, one reference, the next generation. Stops before a frame
- * whose generations are used up; how many there were. Four at a time, so that the pointers move once for four.
- */
-static inline __attribute__((always_inline)) uint32_t hand_out_run(_Atomic uint64_t *word, const uint32_t *top, uint64_t change,
-								   struct afp_desc *out, uint32_t n, uint32_t shift,
-								   uint64_t headroom)
-{
-	struct afp_desc *const first = out, *const end = out + n, *const fours = out + (n & ~3u);
-
-#define HAND_OUT(k)                                                                                                         \
-	do {                                                                                                                \
-		uint64_t frame = top[-1 - (k)], w;                                                                          \
-                                                                                                                            \
-		if (unlikely(__builtin_add_overflow(atomic_load_explicit(&word[frame], memory_order_relaxed), change, &w))) \
-			return (uint32_t)(out - first) + (k);                                                               \
-		atomic_store_explicit(&word[frame], w, memory_order_relaxed);                                               \
-		out[k].addr = (frame << shift) + headroom;                                                                  \
-		w &= AFP_GEN_MASK; /* and no length, no options: one store */                                               \
-		memcpy(&out[k].len, &w, sizeof(w));                                                                         \
-	} while (0)
-	for (; out != fours; out += 4, top -= 4) {
-		HAND_OUT(0);
-		HAND_OUT(1);
-		HAND_OUT(2);
-		HAND_OUT(3);
-	}
-	for (; out != end; out++, top--)
-		HAND_OUT(0);
-#undef HAND_OUT
-	return n;
-}
-
-static inline void hand_out(struct afp_pool *p, struct afp_desc *out, uint32_t n)
-{
-	struct afp_table *t = p->table;
-	const uint64_t change = word_in_app(p) - word_make(0, 0, AFP_POOL, p->id, 0, 0) + AFP_ONE_GEN;
-
-	for (;;) {
-		const uint32_t *top = p->cache + p->ncache;
-		uint32_t done;
-
-		/* Constants are worth a copy of the loop. */
-		if (likely(t->frame_shift == 12 && !t->headroom))
-			done = hand_out_run(t->word, top, change, out, n, 12, 0);
-		else
-			done = hand_out_run(t->word, top, change, out, n, t->frame_shift, t->headroom);
-		p->ncache -= done;
-		if (likely(done == n))
-			return;
-		out += done;
-		n -= done;
-		skip_generation(t, p->cache[p->ncache - 1]);
-	}
-}
-
-/* What the cache cannot serve alone. */
-static __attribute__((noinline)) int alloc_more(struct afp_pool *p, struct afp_desc *out, uint32_t n)
-{
-	uint32_t done = 0, steps = 0;
-
-	while (done < n) {
-		uint32_t k;
-
-		if (unlikely(!p->ncache)) {
-			if (!refill(p))
-				break;
-			steps++; /* served by a refill or the Umem: not counted as fast */
-		}
-		k = n - done < p->ncache ? n - done : p->ncache;
-		hand_out(p, out + done, k);
-		done += k;
-	}
-	bump(&p->stat[S_FAST], done - steps);
-	return (int)done;
-}
-
-int afp_pool_alloc(struct afp_pool *p, struct afp_desc *out, uint32_t n)
-{
-	int err = owner_only(p);
-
-	if (unlikely(err))
-		return err;
-	if (unlikely(n > p->ncache))
-		return alloc_more(p, out, n);
-	hand_out(p, out, n);
-	bump(&p->stat[S_FAST], n);
-	return (int)n;
 }

@@ -70,11 +70,13 @@ struct afp_pool {
 	uint32_t serial; /* of the pools that have had this id: which of them this is */
 	uint32_t quota; /* most frames owned at once; 0 = no limit */
 	uint32_t ncache;
+	uint64_t in_app;     /* the word of a frame that only its holder has: all but the generation */
+	uint64_t change_out; /* what makes of an idle frame's word that of a frame handed out: the next generation */
 	uint32_t ring_size, ring_mask; /* limit, and the power of two minus one that holds it */
 	uint32_t ring_head, ring_tail; /* count = head - tail */
 	uint32_t nspill;
 	uint32_t *ring;
-	uint32_t cache[AFP_CACHE];
+	_Alignas(64) uint32_t cache[AFP_CACHE];
 	uint32_t spill[AFP_REFILL]; /* on their way to the Umem, given in bulk */
 	_Atomic uint64_t stat[16];  /* the uint64_t fields of struct afp_pool_stats, in order */
 	_Atomic uint32_t hold_cnt, release_cnt;
@@ -175,6 +177,7 @@ void afp_give_fragment(struct afp_table *t, uint32_t frame, uint64_t addr);
 void afp_fragment_finish(struct afp_pool *p);
 void afp_pool_tell(const struct afp_pool *p, enum afp_event event, const uint32_t *frames, uint32_t n);
 void afp_wrap_generation(struct afp_table *t, uint32_t frame, uint64_t *w);
+bool afp_pool_refill(struct afp_pool *p);
 uint32_t afp_pool_take(struct afp_pool *p, uint32_t *frames, uint32_t n);
 void afp_refuse(struct afp_table *t, struct afp_refusals *refused, uint32_t index, uint64_t addr, enum afp_reason reason);
 
@@ -208,11 +211,13 @@ static inline bool owned_by(const struct afp_pool *p, uintptr_t self)
 	return atomic_load_explicit(&p->owner, memory_order_relaxed) == self;
 }
 
-/* The word of a frame that only its holder, or only one port's TX, has: everything but the generation. */
-static inline uint64_t word_in_app(const struct afp_pool *p)
+static inline int owner_only(struct afp_pool *p)
 {
-	return word_make(0, 0, AFP_APP, p->id, 0, 1);
+	/* An unbound pool is bound by the first owner-only call. */
+	return likely(owned_by(p, afp_self())) ? 0 : afp_pool_bind(p);
 }
+
+/* The word of a frame that only one port's TX has: everything but the generation. */
 static inline uint64_t word_in_tx(const struct afp_pool *p, uint32_t port)
 {
 	return word_make(0, port, AFP_TX, p->id, 1, 1);

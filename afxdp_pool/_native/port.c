@@ -154,7 +154,7 @@ static inline bool lend_direct(struct afp_port *port, const struct afp_pool *min
 	uint64_t gen = (uint64_t)desc->gen << AFP_GEN_SHIFT;
 	uint32_t frame = frame_of(t, desc->addr);
 
-	if (unlikely(!mine || frame == AFP_NO_FRAME || word_load(t, frame) != (word_in_app(mine) | gen) ||
+	if (unlikely(!mine || frame == AFP_NO_FRAME || word_load(t, frame) != (mine->in_app | gen) ||
 		     atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == desc->gen))
 		return false;
 	word_store(t, frame, word_in_tx(mine, port->id) | gen);

@@ -146,56 +146,62 @@ static enum afp_reason put_one(struct afp_table *t, struct afp_box *box, const s
 
 /*
  * The common case, a run of frames that need one comparison each: of this thread's own pool, held by nobody else, not posted
- * by anybody. Their numbers go to `dest`. Stops at the first that is otherwise; how many there were.
+ * by anybody. Their numbers go to `dest`. Stops at the first that is otherwise, and leaves it in `at`; how many are left.
  *
  * `claims`: look whether another thread has posted the frame. While the inbox is empty nobody has, or is just about to: then
  * this put is as good as his, and his post will be refused.
  */
-static inline __attribute__((always_inline)) uint32_t put_loop(struct afp_table *t, const struct afp_pool *p,
-							       const struct afp_desc *descs, uint32_t n, uint32_t *dest,
+static inline __attribute__((always_inline)) uint32_t put_loop(const struct afp_table *t, const struct afp_pool *p,
+							       const struct afp_desc **at, uint32_t n, uint32_t *dest,
 							       uint32_t shift, bool claims)
 {
-	const uint64_t size = t->size, held = word_in_app(p), flip = held ^ word_make(0, 0, AFP_POOL, p->id, 0, 0);
-	const struct afp_desc *desc = descs, *const end = descs + n, *const fours = descs + (n & ~3u);
+	const uint64_t size = t->size, held = p->in_app, change = word_make(0, 0, AFP_POOL, p->id, 0, 0) - held;
 	_Atomic uint64_t *const word = t->word;
 	_Atomic uint16_t *const returned = t->returned;
+	const struct afp_desc *descs = *at;
+	uint32_t eights = n / 8;
 
 #define PUT(k)                                                                                                              \
 	do {                                                                                                                \
-		uint64_t frame = desc[k].addr, rest, w;                                                                     \
+		uint64_t frame = descs[k].addr, w;                                                                          \
                                                                                                                             \
-		memcpy(&rest, &desc[k].len, sizeof(rest)); /* the generation is its highest 16 bits, as in the word */      \
+		memcpy(&w, &descs[k].len, sizeof(w)); /* the generation is its highest 16 bits, as in the word */           \
+		w = (w & AFP_GEN_MASK) + held;                                                                              \
 		if (unlikely(frame >= size))                                                                                \
-			return (uint32_t)(desc - descs) + (k);                                                              \
+			return *at = descs + (k), eights * 8 + n % 8 - (k);                                                 \
 		frame >>= shift;                                                                                            \
 		/* The claim before the word: if a later life has claimed the frame meanwhile, the word shows that life. */ \
-		if (claims && unlikely(atomic_load_explicit(&returned[frame], memory_order_acquire) == desc[k].gen))        \
-			return (uint32_t)(desc - descs) + (k);                                                              \
-		w = atomic_load_explicit(&word[frame], memory_order_relaxed);                                               \
-		if (unlikely(((rest & AFP_GEN_MASK) ^ w) != held))                                                          \
-			return (uint32_t)(desc - descs) + (k);                                                              \
-		atomic_store_explicit(&word[frame], w ^ flip, memory_order_relaxed);                                        \
+		if (claims && unlikely(atomic_load_explicit(&returned[frame], memory_order_acquire) == descs[k].gen))       \
+			return *at = descs + (k), eights * 8 + n % 8 - (k);                                                 \
+		if (unlikely(!word_is(word, frame, w)))                                                                     \
+			return *at = descs + (k), eights * 8 + n % 8 - (k);                                                 \
+		frame = again(frame);                                                                                       \
+		atomic_store_explicit(&word[frame], w + change, memory_order_relaxed);                                      \
 		dest[k] = (uint32_t)frame;                                                                                  \
 	} while (0)
-	for (; desc != fours; desc += 4, dest += 4) {
-		PUT(0);
-		PUT(1);
-		PUT(2);
-		PUT(3);
-	}
-	for (; desc != end; desc++, dest++)
+	for (; eights; eights--, descs += 8, dest += 8)
+		EIGHT(PUT);
+	for (n %= 8; n; n--, descs++, dest++)
 		PUT(0);
 #undef PUT
-	return n;
+	return 0;
 }
 
-static uint32_t put_run(struct afp_table *t, const struct afp_pool *p, const struct afp_desc *descs, uint32_t n, uint32_t *dest)
+/* Without a look at the claims. */
+static inline __attribute__((always_inline)) uint32_t put_straight(const struct afp_table *t, const struct afp_pool *p,
+								   const struct afp_desc **at, uint32_t n, uint32_t *dest)
+{
+	if (likely(t->frame_shift == 12)) /* a constant shift is worth a copy of the loop */
+		return put_loop(t, p, at, n, dest, 12, false);
+	return put_loop(t, p, at, n, dest, t->frame_shift, false);
+}
+
+/* With a look at them if need be; how many there were. */
+static uint32_t put_run(const struct afp_table *t, const struct afp_pool *p, const struct afp_desc *descs, uint32_t n, uint32_t *dest)
 {
 	if (unlikely(atomic_load_explicit(&p->inbox, memory_order_relaxed)))
-		return put_loop(t, p, descs, n, dest, t->frame_shift, true);
-	if (likely(t->frame_shift == 12)) /* a constant shift is worth a copy of the loop */
-		return put_loop(t, p, descs, n, dest, 12, false);
-	return put_loop(t, p, descs, n, dest, t->frame_shift, false);
+		return n - put_loop(t, p, &descs, n, dest, t->frame_shift, true);
+	return n - put_straight(t, p, &descs, n, dest);
 }
 
 /* Into the cache, and, when that is full, into the ring up to where it wraps. */
@@ -223,7 +229,7 @@ static uint32_t put_direct(struct afp_table *t, struct afp_box *box, const struc
 static __attribute__((noinline)) uint32_t put_posted(const struct afp_table *t, const struct afp_pool *p, struct afp_post *post,
 						     const struct afp_desc *descs, uint32_t n)
 {
-	const uint64_t size = t->size, held = word_in_app(p), from = post_entry(0, 0, AFP_APP) - held;
+	const uint64_t size = t->size, held = p->in_app, from = post_entry(0, 0, AFP_APP) - held;
 	const uint32_t shift = t->frame_shift, room = post->room - post->n;
 	_Atomic uint64_t *const word = t->word;
 	_Atomic uint16_t *const returned = t->returned;
@@ -308,33 +314,33 @@ static __attribute__((noinline)) uint32_t put_any(struct afp_table *t, const str
 	return n - (refused->n - before);
 }
 
-/* The whole of most batches: frames of one pool, this thread's, which nobody posts to and whose cache has room. */
-static inline __attribute__((always_inline)) uint32_t put_cached(struct afp_table *t, const struct afp_desc *descs, uint32_t n)
+/*
+ * The whole of most batches: frames of one pool, this thread's, which nobody posts to and whose cache has room. `at` goes on to
+ * the first frame that is otherwise; how many are left.
+ */
+static inline __attribute__((always_inline)) uint32_t put_cached(struct afp_table *t, const struct afp_desc **at, uint32_t n)
 {
 	struct afp_pool *p;
-	uint32_t done;
+	uint32_t left;
 
-	if (unlikely(!n || descs[0].addr >= t->size))
-		return 0;
-	p = frame_owner(t, word_load(t, frame_of(t, descs[0].addr)));
+	if (unlikely(!n || (*at)->addr >= t->size))
+		return n;
+	p = frame_owner(t, word_load(t, frame_of(t, (*at)->addr)));
 	if (!p || !owned_by(p, afp_self()) || AFP_CACHE - p->ncache < n ||
 	    atomic_load_explicit(&p->inbox, memory_order_relaxed))
-		return 0;
-	if (likely(t->frame_shift == 12)) /* a constant shift is worth a copy of the loop */
-		done = put_loop(t, p, descs, n, p->cache + p->ncache, 12, false);
-	else
-		done = put_loop(t, p, descs, n, p->cache + p->ncache, t->frame_shift, false);
-	p->ncache += done;
-	bump(&p->stat[S_CACHED], done);
+		return n;
+	left = put_straight(t, p, at, n, p->cache + p->ncache);
+	p->ncache += n - left;
+	bump(&p->stat[S_CACHED], n - left);
 	atomic_thread_fence(memory_order_acquire); /* as in put_any() */
-	return done;
+	return left;
 }
 
 uint32_t afp_put(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused)
 {
-	uint32_t done = put_cached(t, descs, n);
+	uint32_t left = put_cached(t, &descs, n);
 
-	return likely(done == n) ? n : put_any(t, descs, done, n, refused);
+	return likely(!left) ? n : put_any(t, descs - (n - left), n - left, n, refused);
 }
 
 uint32_t afp_ref(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused)
@@ -384,7 +390,7 @@ uint32_t afp_put_all(struct afp_table *t, const struct afp_desc *descs, uint32_t
 
 uint32_t afp_put_cached(struct afp_table *t, const struct afp_desc *descs, uint32_t n)
 {
-	return put_cached(t, descs, n);
+	return n - put_cached(t, &descs, n);
 }
 
 uint32_t afp_put_rest(struct afp_table *t, const struct afp_desc *descs, uint32_t from, uint32_t n)

