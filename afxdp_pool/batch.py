@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from afxdp_pool._native import ffi, lib
+from afxdp_pool._native import calls, ffi, lib
 from afxdp_pool.access import HeaderAccess
 from afxdp_pool.columns import Columns, Fields, FiveTuple
 from afxdp_pool.errors import FrameGoneError, InvalidDescriptorError
@@ -31,7 +31,7 @@ _DESCS = ffi.typeof("struct afp_desc[]")
 Bytes = npt.NDArray[np.uint8]
 
 
-class Batch(HeaderAccess):
+class Batch(calls.Descs, HeaderAccess):
     """Packets in frames: ``len(batch)`` of them.
 
     Attributes:
@@ -47,15 +47,12 @@ class Batch(HeaderAccess):
     """
 
     __slots__ = (
-        "_address",
-        "_count",
         "_descs",
         "_fields",
         "_owner",
         "_pointer",
         "_verdicts",
         "_views",
-        "data",
         "frame_size",
         "port",
         "umem",
@@ -78,7 +75,6 @@ class Batch(HeaderAccess):
         self._descs = descs
         self._count = len(descs)
         self._pointer: Any = None
-        self._address = 0  # what _pointer points at
         self._fields: Fields | None = None
         self._verdicts: Bytes | None = None
         self._views: tuple[Any, Any] | None = None
@@ -112,7 +108,7 @@ class Batch(HeaderAccess):
         if self._descs.flags.writeable:
             self._pointer = pointer
             if self._direct and self._owner is None:
-                self._address = int(ffi.cast("uintptr_t", pointer))
+                self._hold(self._descs)
         return pointer
 
     def __len__(self) -> int:

@@ -33,7 +33,6 @@ from afxdp_pool.stats import PoolStats, pool_stats
 from afxdp_pool.umem import Umem
 
 _DETACHED = 2  # enum afp_life
-_alloc, _put = calls.alloc, calls.put
 
 
 class _Callbacks:
@@ -80,7 +79,7 @@ def _hook(user: Any, event: int, frames: Any, n: int) -> None:
     ffi.from_handle(user).call(event, numbers)
 
 
-class FramePool:
+class FramePool(calls.Pool):
     """An owner of frames on one Umem.
 
     Args:
@@ -127,9 +126,10 @@ class FramePool:
             if ffi.errno == 24:
                 raise PoolError("a Umem can have 255 pools, and this one has", hint="close some")
             raise MemoryLimitError("no memory for a pool")
-        self._data = umem.data
-        # What the quick calls take; 0 once it is gone.
-        self._pool_at, self._table_at = (int(ffi.cast("uintptr_t", one)) for one in (self._pool, umem.table))
+        self._data, self._frame_size = umem.data, umem.frame_size
+        # Who must look at each allocation has no quick way to it.
+        self._watched = bool(init_callback or on_event or umem.tracer)
+        self._aim()
         self._id = int(self._pool.id)
         self._serial = int(self._pool.serial)
         self._closed_native: Any = None
@@ -140,7 +140,6 @@ class FramePool:
         if init_callback or on_event:
             lib.afp_pool_set_hook(self._pool, lib.afp_python_hook, self._callbacks.handle)
             umem._callbacks[self._id] = self._callbacks  # C may call them after this object was forgotten
-        self._watched = bool(init_callback or on_event or umem.tracer)
         umem._pools.add(self)
         self._made = True
 
@@ -239,19 +238,21 @@ class FramePool:
         """
         if out is None:
             out = self._new_batch(n)
-        elif not 0 <= n <= out._count or out.data is not self._data:
-            raise ConfigError(f"out holds {len(out)} descriptors, or of another Umem, not {n}")
-        elif out._pointer is None and not (out.descs.flags.c_contiguous and out.descs.flags.writeable):
-            raise ConfigError("out is read-only, or not contiguous", hint="use a whole batch, or one cut as out[:n]")
-        if self._pool_at and out._address:
-            got = _alloc(self._pool_at, out._address, n)
-        elif out._owner is not None or not out._direct:
-            raise ConfigError("out are frames that are held", hint="use a batch of alloc() or receive()")
-        else:
-            got = lib.afp_pool_alloc(self.native, out.pointer, n)
-        if got == out._count and not self._watched:
+        got = self._alloc(n, out)  # the common case, whole
+        if got == n:
             return out
+        if got is None:
+            got = self._alloc_checked(n, out)
         return self._allocated(out, got, "alloc")
+
+    def _alloc_checked(self, n: int, out: Batch) -> int:
+        if not 0 <= n <= out._count or out.data is not self._data:
+            raise ConfigError(f"out holds {len(out)} descriptors, or of another Umem, not {n}")
+        if out._pointer is None and not (out.descs.flags.c_contiguous and out.descs.flags.writeable):
+            raise ConfigError("out is read-only, or not contiguous", hint="use a whole batch, or one cut as out[:n]")
+        if out._owner is not None or not out._direct:
+            raise ConfigError("out are frames that are held", hint="use a batch of alloc() or receive()")
+        return int(lib.afp_pool_alloc(self.native, out.pointer, n))
 
     def alloc_fragments(self, n: int, size: int) -> Batch:
         """Up to `n` fragments of frames, several in one frame, each with room for `size` bytes or more: its `len`.
@@ -273,12 +274,14 @@ class FramePool:
         return self._allocated(out, got, "alloc_fragments")
 
     def _new_batch(self, n: int) -> Batch:
-        return Batch(np.empty(check_count(n), DESC), self._data, frame_size=self.umem.frame_size, umem=self.umem)
+        batch = Batch(np.empty(check_count(n), DESC), self._data, frame_size=self._frame_size, umem=self.umem)
+        batch._hold(batch._descs)
+        return batch
 
     def _allocated(self, out: Batch, got: int, doing: str) -> Batch:
         if got < 0:
             raise self._refusal(got, doing)
-        batch = out[:got]
+        batch = out if got == out._count else out[:got]
         if self.umem.tracer is not None:
             self.umem.tracer.note(batch)
         if self._callbacks.failed is not None:
@@ -291,13 +294,12 @@ class FramePool:
 
         Concurrency: any thread.
         """
-        # What frames_call() does, quicker: this and alloc() are what an application's own loop calls most.
-        if batch.data is not self._data or not self._table_at or not batch._address:
+        done = self._put(batch)
+        if done >= 0:
+            return done
+        if done == -1:
             return frames_call(lib.afp_put_all, self.umem.table, self._data, batch, "put")
-        refused = _put(self._table_at, batch._address, batch._count)
-        if refused:
-            raise_refused(lib.afp_last_refusals(), batch._count - refused, "put")
-        return batch._count
+        raise_refused(lib.afp_last_refusals(), len(batch) + 1 + done, "put")
 
     def ref(self, batch: Batch) -> int:
         """Take one more reference to each frame of `batch`: it must be put, or sent, once more for it to come home.
@@ -372,7 +374,8 @@ class FramePool:
         if got < 0:
             raise self._refusal(got, "close")
         self._last_stats = pool_stats(self._pool)
-        self._closed_native, self._pool, self._pool_at = self._pool, None, 0
+        self._closed_native, self._pool = self._pool, None
+        self._aim()
         if self.state == "detached":
             self.detached_at = time.clock_gettime(time.CLOCK_BOOTTIME)
             self.umem._detached.append(self)
@@ -383,7 +386,13 @@ class FramePool:
         if self._pool is not None:
             self._last_stats = pool_stats(self._pool)
         self._pool = self._closed_native = None
-        self._pool_at = self._table_at = 0
+        self._point(0, 0, None)
+
+    def _aim(self) -> None:
+        """Tell the quick ways of `alloc` and `put` where they go, if they may."""
+        pool = self._pool if self._pool is not None and not self._watched else ffi.NULL
+        at, table = (int(ffi.cast("uintptr_t", one)) for one in (pool, self.umem.table))
+        self._point(at, table, self._data)
 
     def _refusal(self, code: int, doing: str) -> PoolError:
         if code == lib.AFP_CLOSED:

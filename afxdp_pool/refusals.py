@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from afxdp_pool._native import lib
 from afxdp_pool.batch import Batch, Bytes
@@ -20,7 +20,7 @@ _REASONS: dict[int, tuple[type[PoolError], str]] = {
 }
 
 
-def raise_refused(refused: Any, done: int, doing: str) -> None:
+def raise_refused(refused: Any, done: int, doing: str) -> NoReturn:
     """Raise the error for a C ``struct afp_refusals`` that is not empty."""
     items = list(refused.item)[: min(refused.n, lib.AFP_REFUSALS)]
     kind, text = _REASONS[items[0].reason]

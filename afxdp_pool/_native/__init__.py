@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 try:
     from afxdp_pool._native import _ffi  # type: ignore[attr-defined]
@@ -28,7 +28,10 @@ def _second_module(name: str) -> Any:
     return module
 
 
-#: `alloc` and `put` of a batch, quicker than through `lib`; calls.c.
-calls: Any = _second_module("_calls")
+#: What `Batch` and `FramePool` inherit from: quicker than through `lib`; calls.c.
+if TYPE_CHECKING:
+    from afxdp_pool._native import _calls as calls
+else:
+    calls = _second_module("_calls")
 
 __all__ = ["calls", "ffi", "lib"]

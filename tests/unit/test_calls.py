@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
 
-from afxdp_pool import DoubleFreeError, ForeignFrameError, FramePool, PoolClosedError, Umem, WrongThreadError
-from afxdp_pool._native import calls
+from afxdp_pool import (
+    Batch,
+    ConfigError,
+    DoubleFreeError,
+    ForeignFrameError,
+    FramePool,
+    PoolClosedError,
+    Umem,
+    WrongThreadError,
+)
+from afxdp_pool.batch import DESC
 
 
 def test_a_bad_descriptor_behind_good_ones_is_named_by_its_place() -> None:
@@ -102,15 +113,58 @@ def test_hooks_under_the_tables_lock_do_not_wait_for_calls_that_wait_for_it() ->
         assert umem.free_frames == 1024
 
 
-NONSENSE: list[tuple[type[Exception], tuple[object, ...]]] = [
-    *((TypeError, arguments) for arguments in ((), (1, 2), (1, 2, 3, 4), ("1", 2, 3), (1, 2, "3"))),
-    *((ValueError, arguments) for arguments in ((0, 1, 1), (1, 0, 1), (1, 1, 1 << 31))),
-    *((OverflowError, arguments) for arguments in ((1, 1, -1), (1, 1, 1 << 70))),
-]
+def test_a_batch_of_another_size_or_kind_is_not_taken_the_quick_way() -> None:
+    with Umem(256) as umem, Umem(256) as another, FramePool(umem) as pool, FramePool(another) as foreign:
+        batch = pool.alloc(8)
+        pool.put(batch)
+        others = foreign.alloc(8)
+        for n, out, error in ((7, batch, None), (9, batch, ConfigError), (8, others, ConfigError)):
+            assert pool._alloc(n, out) is None
+            if error is None:
+                assert len(pool.alloc(n, out=out)) == n
+                assert pool.put(out[:n]) == n
+            else:
+                with pytest.raises(error):
+                    pool.alloc(n, out=out)
+        assert pool.put(pool.alloc(0)) == 0
+        assert foreign.put(others) == 8
+        umem.audit().check()
+        another.audit().check()
 
 
-@pytest.mark.parametrize(("error", "arguments"), NONSENSE)
-def test_nonsense_is_an_error_and_touches_nothing(error: type[Exception], arguments: tuple[object, ...]) -> None:
-    for call in (calls.alloc, calls.put):
-        with pytest.raises(error):
-            call(*arguments)
+def test_what_is_no_batch_is_not_taken_for_one() -> None:
+    with Umem(256) as umem, FramePool(umem) as pool:
+        for nonsense in (None, 7, "x", object(), pool):
+            assert pool._alloc(8, nonsense) is None  # type: ignore[arg-type]
+            assert pool._put(nonsense) == -1  # type: ignore[arg-type]
+        batch = pool.alloc(8)
+        assert pool._alloc("8", batch) is None  # type: ignore[arg-type]
+        assert pool._alloc(1 << 70, batch) is None
+        with pytest.raises(TypeError):
+            pool._alloc(8)  # type: ignore[call-arg]
+        pool.put(batch)
+        umem.audit().check()
+
+
+def test_an_array_of_another_length_is_no_batchs_own() -> None:
+    batch = Batch(np.zeros(4, DESC), np.zeros(4096, np.uint8))
+    with pytest.raises(ValueError, match="as many"):
+        batch._hold(np.zeros(5, DESC))
+    readonly = np.zeros(4, DESC)
+    readonly.flags.writeable = False
+    assert batch._hold(readonly) is False
+    assert batch._hold(np.zeros(8, DESC)[::2]) is False
+
+
+def test_batches_and_pools_are_collected_even_in_a_ring() -> None:
+    with Umem(256) as umem:
+        with FramePool(umem) as pool:
+            batch = pool.alloc(8)
+            pool.put(batch)
+            pool.ring = [pool]  # type: ignore[attr-defined]
+            batch.port = [batch, pool]  # type: ignore[assignment]
+        gone = weakref.ref(pool)
+        del pool, batch
+        gc.collect()
+        assert gone() is None
+        umem.audit().check()

@@ -1,0 +1,13 @@
+# What calls.c has.
+import numpy as np
+import numpy.typing as npt
+
+class Descs:
+    _count: int
+    data: npt.NDArray[np.uint8]
+    def _hold(self, array: npt.NDArray[np.void], /) -> bool: ...
+
+class Pool:
+    def _alloc(self, n: int, out: Descs, /) -> int | None: ...
+    def _put(self, batch: Descs, /) -> int: ...
+    def _point(self, pool: int, table: int, data: object, /) -> None: ...
