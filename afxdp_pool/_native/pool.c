@@ -91,15 +91,17 @@ static uint32_t accept_run(struct afp_pool *p, const uint64_t *entry, uint32_t n
 
 	n = n < room ? n : room;
 	n = n < straight ? n : straight;
-#pragma GCC unroll 4
+	for (i = 0; i < n; i += 2) /* the returner looked at them last */
+		fetch_to_write((const void *)&word[(uint32_t)entry[i]]);
+#pragma GCC unroll 8
 	for (i = 0; i < n; i++) {
-		uint64_t w = entry_word(entry[i]) + alone;
-		uint32_t frame = (uint32_t)entry[i];
+		uint64_t w = entry_word(entry[i]) + alone, frame = (uint32_t)entry[i];
 
-		if (unlikely(atomic_load_explicit(&word[frame], memory_order_relaxed) != w))
+		if (unlikely(!word_is(word, frame, w)))
 			break;
+		frame = again(frame);
 		atomic_store_explicit(&word[frame], w + change, memory_order_relaxed);
-		ring[i] = frame;
+		ring[i] = (uint32_t)frame;
 	}
 	p->ring_head += i;
 	bump(&p->stat[S_RING], i);

@@ -46,6 +46,9 @@ static __attribute__((noinline)) struct afp_post *box_post(struct afp_box *box, 
 			box->post[slot] = box->post[box->used];
 			return NULL;
 		}
+		/* The owner read the block last, if it is not new: ask for its lines before the first is written. */
+		for (uint32_t i = 0; i < box->room && i < AFP_REFILL; i += 8)
+			fetch_to_write(&post->entry[i]);
 		post->n = 0;
 		post->room = box->room;
 		box->pool[slot] = p;
@@ -225,6 +228,12 @@ static uint32_t put_direct(struct afp_table *t, struct afp_box *box, const struc
 	return done + more;
 }
 
+static inline uint32_t post_count(struct afp_post *post, uint32_t n, uint32_t left)
+{
+	post->n += n - left;
+	return n - left;
+}
+
 /* The same for frames of another thread's pool, the one posted to last: claimed, and added to its post. */
 static __attribute__((noinline)) uint32_t put_posted(const struct afp_table *t, const struct afp_pool *p, struct afp_post *post,
 						     const struct afp_desc *descs, uint32_t n)
@@ -234,48 +243,35 @@ static __attribute__((noinline)) uint32_t put_posted(const struct afp_table *t, 
 	_Atomic uint64_t *const word = t->word;
 	_Atomic uint16_t *const returned = t->returned;
 	uint64_t *entry = post->entry + post->n;
-	const struct afp_desc *desc = descs, *end, *fours;
+	uint32_t eights, left;
 
-	n = n < room ? n : room;
-	end = descs + n;
-	fours = descs + (n & ~3u);
+	n = left = n < room ? n : room;
+	eights = n / 8;
+	/* The owner wrote the words last: let them all come from its core at once. An address may be any, so no pointer yet. */
+	for (uint32_t i = 0; i < n; i += 2)
+		__builtin_prefetch((const void *)((uintptr_t)word + (descs[i].addr >> shift) * sizeof(*word)));
 #define POST(k)                                                                                                             \
 	do {                                                                                                                \
-		uint64_t frame = desc[k].addr, rest;                                                                        \
-		uint16_t gen = desc[k].gen;                                                                                 \
+		uint64_t frame = descs[k].addr, w;                                                                          \
                                                                                                                             \
-		memcpy(&rest, &desc[k].len, sizeof(rest)); /* as in put_loop() */                                           \
+		memcpy(&w, &descs[k].len, sizeof(w)); /* as in put_loop() */                                                \
+		w = (w & AFP_GEN_MASK) + held;                                                                              \
 		if (unlikely(frame >= size))                                                                                \
-			goto stop_##k;                                                                                      \
+			return post_count(post, n, eights * 8 + left % 8 - (k));                                            \
 		frame >>= shift;                                                                                            \
-		if (unlikely(atomic_load_explicit(&returned[frame], memory_order_acquire) == gen))                          \
-			goto stop_##k;                                                                                      \
-		rest = (rest & AFP_GEN_MASK) + held;                                                                        \
-		if (unlikely(atomic_load_explicit(&word[frame], memory_order_relaxed) != rest))                             \
-			goto stop_##k;                                                                                      \
-		atomic_store_explicit(&returned[frame], gen, memory_order_relaxed);                                         \
-		entry[k] = rest + from + frame;                                                                             \
+		if (unlikely(atomic_load_explicit(&returned[frame], memory_order_acquire) == descs[k].gen))                 \
+			return post_count(post, n, eights * 8 + left % 8 - (k));                                            \
+		if (unlikely(!word_is(word, frame, w)))                                                                     \
+			return post_count(post, n, eights * 8 + left % 8 - (k));                                            \
+		atomic_store_explicit(&returned[frame], descs[k].gen, memory_order_relaxed);                                \
+		entry[k] = w + from + frame;                                                                                \
 	} while (0)
-	for (; desc != fours; desc += 4, entry += 4) {
+	for (; eights; eights--, descs += 8, entry += 8)
+		EIGHT(POST);
+	for (left %= 8; left; left--, descs++, entry++)
 		POST(0);
-		POST(1);
-		POST(2);
-		POST(3);
-	}
-	for (; desc != end; desc++, entry++)
-		POST(0);
-	goto stop_0;
 #undef POST
-stop_3:
-	desc++;
-stop_2:
-	desc++;
-stop_1:
-	desc++;
-stop_0:
-	n = (uint32_t)(desc - descs);
-	post->n += n;
-	return n;
+	return post_count(post, n, 0);
 }
 
 /* Any batch, from `i` on. */

@@ -116,6 +116,17 @@ static inline uint64_t again(uint64_t index)
 	return index;
 }
 
+/* Ask for a cache line that another core may have, to be written soon. Stores become visible one after the other, so each would
+ * wait for its own line; asked for in advance the lines come side by side. */
+static inline void fetch_to_write(const void *at)
+{
+#if defined(__x86_64__)
+	__asm__ volatile("prefetchw %0" : : "m"(*(const char *)at)); /* does nothing on processors without it */
+#else
+	__builtin_prefetch(at, 1);
+#endif
+}
+
 /* Loops over a batch go eight at a time: the pointers move once for eight. */
 #define EIGHT(step)      \
 	do {             \

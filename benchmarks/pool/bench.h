@@ -56,6 +56,7 @@ struct subject {
 #define SOLO_BURST 1024
 
 extern struct options opt;
+extern const struct subject bare;               /* of bench_pool */
 extern const struct subject *subject;          /* the one that is measured */
 void run_case(void);
 void pin(int cpu);                             /* -1: anywhere */

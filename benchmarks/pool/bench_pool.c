@@ -115,4 +115,4 @@ static const struct subject afxdp_pool = {
 	.counters = counters,
 };
 
-const struct subject *const subjects[] = {&afxdp_pool, NULL};
+const struct subject *const subjects[] = {&afxdp_pool, &bare, NULL};

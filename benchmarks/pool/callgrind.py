@@ -46,7 +46,14 @@ def available() -> bool:
 
 
 def instructions(
-    case: str, *, bulk: int = 64, subject: str = "afxdp_pool", program: str = POOL, rounds: int = 20
+    case: str,
+    *,
+    bulk: int = 64,
+    frames: int = 8192,
+    window: int = 0,
+    subject: str = "afxdp_pool",
+    program: str = POOL,
+    rounds: int = 20,
 ) -> Instructions:
     """Count the instructions a frame of one case: ``direct``, ``ring``, ``slow`` or ``remote_solo``.
 
@@ -55,8 +62,8 @@ def instructions(
     Raises:
         subprocess.CalledProcessError: the program found an error, such as a frame that did not come home.
     """
-    options = ("--subject", subject, "--bulk", str(bulk), "--callgrind", "--rounds", str(rounds), case)
-    return counted(str(HERE / "build" / program), *options)
+    options = ("--subject", subject, "--bulk", str(bulk), "--frames", str(frames), "--window", str(window))
+    return counted(str(HERE / "build" / program), *options, "--callgrind", "--rounds", str(rounds), case)
 
 
 def counted(*command: str) -> Instructions:

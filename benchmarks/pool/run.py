@@ -4,6 +4,7 @@
 
 Each round runs every subject of a case right after the other, in turning order. The result is the median of the
 rounds, and of the rounds' ratios to the library's pool. Instructions are counted once: load does not change them.
+`flat` says what grows with the number of frames or of returners, and whether `bare`, which has no pool, grows as much.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,16 @@ from benchmarks.pool.callgrind import DPDK, POOL, available, build, instructions
 
 HERE = Path(__file__).resolve().parent
 OURS = "afxdp_pool"
+BARE = "bare"  # what any pool must do to memory: bench_bare.c
 BULKS = (1, 8, 32, 64)
 FRAMES = (1 << 10, 1 << 14, 1 << 17, 1 << 20)
 RETURNERS = (1, 2, 4, 8)
 RIVALS = {
-    "direct": ("mempool", "mempool_cookies"),
+    "direct": (BARE, "mempool", "mempool_cookies"),
     "ring": ("mempool", "mempool_nocache", "mempool_cookies"),
     "slow": ("mempool", "mempool_cookies"),
     "remote_solo": ("ring_spsc", "ring_mpmc", "mempool_nocache"),
-    "remote": ("mempool", "mempool_cookies", "ring_spsc", "ring_mpsc", "ring_mpmc"),
+    "remote": (BARE, "mempool", "mempool_cookies", "ring_spsc", "ring_mpsc", "ring_mpmc"),
 }
 #: What is compared in each case, and what else is shown.
 MEASURES = {
@@ -55,10 +57,15 @@ class Setting:
     window: int = 0
     threads: int = 1
 
+    @property
+    def program(self) -> dict[str, int]:
+        """What the programs are told of it, but for the case and the subject."""
+        return {"bulk": self.bulk, "frames": self.frames, "window": self.window}
+
     def __str__(self) -> str:
         parts = [self.case, f"bulk {self.bulk}"]
-        if self.window:
-            parts.append(f"{self.frames} frames, {self.window} out")
+        if self.window or self.frames != Setting.frames:
+            parts.append(f"{self.frames} frames" + (f", {self.window} out" if self.window else ""))
         if self.case == "remote":
             parts.append(f"{self.threads} returner{'s' if self.threads > 1 else ''}")
         return ", ".join(parts)
@@ -68,17 +75,21 @@ def settings(quick: bool) -> Iterator[Setting]:
     bulks = (64,) if quick else BULKS
     for case in ("direct", "ring", "slow", "remote_solo"):
         yield from (Setting(case, bulk) for bulk in bulks)
-    for frames in FRAMES[::3] if quick else FRAMES:
-        yield Setting("direct", 64, frames, frames // 2)
+    for out in (False, True):
+        for frames in FRAMES[::3] if quick else FRAMES:
+            yield Setting("direct", 64, frames, frames // 2 if out else 0)
     yield from (Setting("remote", bulk) for bulk in bulks[:-1])
     yield from (Setting("remote", 64, threads=threads) for threads in (RETURNERS[:2] if quick else RETURNERS))
 
 
+def program_of(subject: str) -> str:
+    return POOL if subject in (OURS, BARE) else DPDK
+
+
 def command(setting: Setting, subject: str, seconds: float, cpus: tuple[int, str]) -> list[str]:
-    program = POOL if subject == OURS else DPDK
     return [
-        *(str(HERE / "build" / program), "--subject", subject, "--seconds", str(seconds)),
-        *("--bulk", str(setting.bulk), "--frames", str(setting.frames), "--window", str(setting.window)),
+        *(str(HERE / "build" / program_of(subject)), "--subject", subject, "--seconds", str(seconds)),
+        *(word for name, value in setting.program.items() for word in (f"--{name}", str(value))),
         *("--threads", str(setting.threads), "--cpu", str(cpus[0]), "--other-cpus", cpus[1], setting.case),
     ]
 
@@ -94,11 +105,13 @@ def once(setting: Setting, subject: str, seconds: float, cpus: tuple[int, str]) 
 
 
 def compare(rounds: list[dict[str, dict[str, Any]]], case: str) -> dict[str, Any]:
-    """Medians of each subject's measures; `ratio` is the median of ours to theirs in the same round, first measure."""
+    """Medians of each subject's measures; `ratio` is the median of ours to theirs in the same round, first measure, and
+    `beyond` of what ours takes more."""
     first = MEASURES[case][0]
     subjects = {
         subject: {key: statistics.median(one[subject][key] for one in rounds) for key in MEASURES[case]}
         | {"ratio": statistics.median(one[OURS][first] / one[subject][first] for one in rounds)}
+        | {"beyond": statistics.median(one[OURS][first] - one[subject][first] for one in rounds)}
         for subject in rounds[0]
     }
     for subject, found in subjects.items():
@@ -122,15 +135,43 @@ def table(results: list[dict[str, Any]]) -> Iterator[str]:
             yield f"| {' | '.join(cells)} |"
 
 
-def count(results: list[dict[str, Any]]) -> None:
+def count(settings: list[Setting], results: list[dict[str, Any]]) -> None:
     """Add the instructions a frame to each result that has them: those without threads."""
-    for result in results:
-        if result["case"] == "remote" or result["window"]:
+    for setting, result in zip(settings, results, strict=True):
+        if setting.case == "remote":
             continue
         for subject, found in result["subjects"].items():
-            program = POOL if subject == OURS else DPDK
-            counted = instructions(result["case"], bulk=result["bulk"], subject=subject, program=program)
+            if setting.frames != Setting.frames and program_of(subject) != POOL:
+                continue
+            counted = instructions(setting.case, **setting.program, subject=subject, program=program_of(subject))
             found |= {"instructions": counted.total, "instructions_by_function": counted.functions}
+
+
+def flatness(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By what a frame gets dearer from 1 k to 1 M frames, and a return from 1 returner to 8; 1.0 is not at all."""
+    found = []
+    series: dict[str, Callable[[dict[str, Any]], bool]] = {
+        "1 k to 1 M frames, the same 64 used again": lambda one: one["frames"] != Setting.frames and not one["window"],
+        "1 k to 1 M frames, half of them out in random order": lambda one: one["window"] > 0,
+        "1 to 8 returners": lambda one: one["case"] == "remote" and one["bulk"] == 64,
+    }
+    for name, belongs in series.items():
+        chosen = [one for one in results if belongs(one)]
+        if len(chosen) < 2:
+            continue
+        line: dict[str, Any] = {"name": name}
+        for subject in (OURS, BARE):
+            every = [one["subjects"][subject] for one in chosen]
+            for key in (chosen[0]["measure"], "least", "instructions"):
+                values = [one[key] for one in every if key in one]
+                if len(values) == len(every):
+                    line[f"{subject} {key}"] = values
+                    line[f"{subject} {key}, most by least"] = max(values) / min(values)
+        line["ratio"] = [one["subjects"][BARE]["ratio"] for one in chosen]
+        line["ratio, most by least"] = max(line["ratio"]) / min(line["ratio"])
+        line["beyond"] = [one["subjects"][BARE]["beyond"] for one in chosen]
+        found.append(line)
+    return found
 
 
 def python_border(rounds: int, seconds: float) -> dict[str, Any]:
@@ -173,18 +214,26 @@ def main() -> None:
         for one, found in gathered.items()
     ]
     if available():
-        count(results)
+        count(chosen, results)
     else:
         print("valgrind is missing: no instructions counted", file=sys.stderr)
     os.sched_setaffinity(0, {arguments.cpu})
     python = python_border(rounds, seconds)
 
+    flat = flatness(results)
+
     print("\n".join(table(results)))
+    for line in flat:
+        print(f"\n{line['name']}")
+        for key, value in line.items():
+            if key != "name":
+                values = value if isinstance(value, list) else [value]
+                print(f"  {key}: {' / '.join(f'{one:.2f}' for one in values)}")
     print(f"\n| Python, alloc and put of {border.BATCH} | ns a frame | least |\n|---|---|---|")
     for name, found in python.items():
         print(f"| {name} | {found['ns']:.2f} | {found['least']:.2f} |")
     if arguments.output:
-        write(arguments.output, rounds, seconds, results, python, gathered)
+        write(arguments.output, rounds, seconds, results, flat, python, gathered)
 
 
 def write(
@@ -192,6 +241,7 @@ def write(
     rounds: int,
     seconds: float,
     results: list[dict[str, Any]],
+    flat: list[dict[str, Any]],
     python: dict[str, Any],
     gathered: dict[Setting, list[dict[str, dict[str, Any]]]],
 ) -> None:
@@ -204,6 +254,7 @@ def write(
         "rounds": rounds,
         "seconds": seconds,
         "results": results,
+        "flat": flat,
         "python": python,
         "raw": {str(one): found for one, found in gathered.items()},
     }
