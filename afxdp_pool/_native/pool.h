@@ -85,9 +85,9 @@ struct afp_pool {
 	afp_pool_hook hook;                   /* told of frames that enter and leave; NULL = nobody listens */
 	void *hook_user;
 
-	/* Any thread. */
+	/* Any thread. What every post moves from core to core has a cache line of its own; what nearly nobody writes, another. */
 	_Alignas(64) _Atomic(struct afp_post *) inbox;
-	_Atomic uintptr_t owner; /* afp_self() of the bound thread, 0 = unbound */
+	_Alignas(64) _Atomic uintptr_t owner; /* afp_self() of the bound thread, 0 = unbound */
 	_Atomic int owner_tid;   /* the same as the system's thread id, for messages */
 	_Atomic int life;
 };
