@@ -70,7 +70,7 @@ inlined bool accept_frame(uint64_t held, uint64_t idle, uint32_t frame, uint64_t
 
 inlined uint32_t accept_entries(const uint64_t *entry, uint32_t n)
 {
-	const uint64_t held = word_in_app(pool), idle = word_make(0, 0, AFP_POOL, pool->id, 0, 0);
+	const uint64_t held = pool->in_app, idle = word_make(0, 0, AFP_POOL, pool->id, 0, 0);
 	const uint32_t room = pool->ring_size - ring_count(), mask = pool->ring_mask, run = n < room ? n : room;
 	uint32_t *const ring = pool->ring;
 	uint32_t head = pool->ring_head, i, refused = 0;
@@ -108,7 +108,7 @@ static inline void look_at_life(void)
 /* Descriptors into entries: check and claim, plainly. How many were good. */
 inlined uint32_t fill_entries(uint64_t *entry, uint32_t at, uint32_t mask, const struct afp_desc *descs, uint32_t n)
 {
-	const uint64_t held = word_in_app(pool), size = table.size;
+	const uint64_t held = pool->in_app, size = table.size;
 	uint32_t done = 0;
 
 	for (uint32_t i = 0; i < n; i++) {
@@ -231,7 +231,7 @@ static _Alignas(64) _Atomic uint32_t list; /* the first, plus one */
  */
 inlined uint32_t list_add(const struct afp_desc *descs, uint32_t n, bool unsafe)
 {
-	const uint64_t held = word_in_app(pool), size = table.size;
+	const uint64_t held = pool->in_app, size = table.size;
 	uint32_t first = 0, last = 0, done = 0, head;
 
 	for (uint32_t i = 0; i < n; i++) {
@@ -268,7 +268,7 @@ inlined uint32_t list_add(const struct afp_desc *descs, uint32_t n, bool unsafe)
 
 inlined uint32_t list_take(bool unsafe)
 {
-	const uint64_t held = word_in_app(pool), idle = word_make(0, 0, AFP_POOL, pool->id, 0, 0);
+	const uint64_t held = pool->in_app, idle = word_make(0, 0, AFP_POOL, pool->id, 0, 0);
 	uint32_t at = atomic_load(&list), n = 0, home = 0, ring = pool->ring_head;
 
 	if (!at)
