@@ -54,7 +54,7 @@ def pkg_config(*arguments: str) -> list[str]:
     return done.stdout.split()
 
 
-# The pool's loops are fastest in the order they are written in (docs/page-pool.md): gcc must not mix their steps.
+# The pool's loops are fastest in the order they are written in (docs/performance.md): gcc must not mix their steps.
 OPTIMISE = ("-O3", "-fno-schedule-insns2")
 
 ffi = FFI()

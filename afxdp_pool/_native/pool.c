@@ -77,8 +77,8 @@ static bool accept_post(struct afp_pool *p, uint64_t entry)
 }
 
 /*
- * The common case of accept_post(), a run of frames into the ring, up to where it wraps: stops at the first that is otherwise.
- * A completion's entry, which has another state, fits no word here.
+ * The common case of accept_post(), a run of frames into the ring, up to where it wraps, at most AFP_REFILL: stops at the first
+ * that is otherwise. A completion's entry, which has another state, fits no word here.
  */
 static uint32_t accept_run(struct afp_pool *p, const uint64_t *entry, uint32_t n)
 {
@@ -91,6 +91,7 @@ static uint32_t accept_run(struct afp_pool *p, const uint64_t *entry, uint32_t n
 
 	n = n < room ? n : room;
 	n = n < straight ? n : straight;
+	n = n < AFP_REFILL ? n : AFP_REFILL;
 	for (i = 0; i < n; i += 2) /* the returner looked at them last */
 		fetch_to_write((const void *)&word[(uint32_t)entry[i]]);
 #pragma GCC unroll 8
@@ -104,7 +105,6 @@ static uint32_t accept_run(struct afp_pool *p, const uint64_t *entry, uint32_t n
 		ring[i] = (uint32_t)frame;
 	}
 	p->ring_head += i;
-	bump(&p->stat[S_RING], i);
 	return i;
 }
 
@@ -123,9 +123,12 @@ static uint32_t collect(struct afp_pool *p, void (*keep)(struct afp_pool *, uint
 		uint32_t refused = 0, i = 0;
 
 		if (keep == afp_pool_ring_put) {
-			i = accept_run(p, post->entry, post->n);
-			if (i < post->n) /* behind the wrap */
-				i += accept_run(p, post->entry + i, post->n - i);
+			uint32_t more;
+
+			do
+				i += more = accept_run(p, post->entry + i, post->n - i);
+			while (more);
+			bump(&p->stat[S_RING], i);
 		}
 		for (; i < post->n; i++) {
 			if (likely(accept_post(p, post->entry[i])))

@@ -46,9 +46,6 @@ static __attribute__((noinline)) struct afp_post *box_post(struct afp_box *box, 
 			box->post[slot] = box->post[box->used];
 			return NULL;
 		}
-		/* The owner read the block last, if it is not new: ask for its lines before the first is written. */
-		for (uint32_t i = 0; i < box->room && i < AFP_REFILL; i += 8)
-			fetch_to_write(&post->entry[i]);
 		post->n = 0;
 		post->room = box->room;
 		box->pool[slot] = p;
@@ -234,7 +231,7 @@ static inline uint32_t post_count(struct afp_post *post, uint32_t n, uint32_t le
 	return n - left;
 }
 
-/* The same for frames of another thread's pool, the one posted to last: claimed, and added to its post. */
+/* The same for frames of another thread's pool, the one posted to last: claimed, and added to its post. At most AFP_REFILL. */
 static __attribute__((noinline)) uint32_t put_posted(const struct afp_table *t, const struct afp_pool *p, struct afp_post *post,
 						     const struct afp_desc *descs, uint32_t n)
 {
@@ -245,11 +242,15 @@ static __attribute__((noinline)) uint32_t put_posted(const struct afp_table *t, 
 	uint64_t *entry = post->entry + post->n;
 	uint32_t eights, left;
 
-	n = left = n < room ? n : room;
+	n = n < room ? n : room;
+	n = left = n < AFP_REFILL ? n : AFP_REFILL;
 	eights = n / 8;
-	/* The owner wrote the words last: let them all come from its core at once. An address may be any, so no pointer yet. */
+	/* The owner wrote the words last, and read the block, if it is not new: ask for all of them before the first is needed.
+	 * An address may be any, so no pointer yet. */
 	for (uint32_t i = 0; i < n; i += 2)
 		__builtin_prefetch((const void *)((uintptr_t)word + (descs[i].addr >> shift) * sizeof(*word)));
+	for (uint32_t i = 0; i < n; i += 8)
+		fetch_to_write(&entry[i]);
 #define POST(k)                                                                                                             \
 	do {                                                                                                                \
 		uint64_t frame = descs[k].addr, w;                                                                          \
@@ -295,8 +296,13 @@ static __attribute__((noinline)) uint32_t put_any(struct afp_table *t, const str
 
 		if (likely(box.mine))
 			i += put_direct(t, &box, descs + i, n - i);
-		if (box.used)
-			i += put_posted(t, box.pool[box.last], box.post[box.last], descs + i, n - i);
+		if (box.used) {
+			uint32_t more;
+
+			do
+				i += more = put_posted(t, box.pool[box.last], box.post[box.last], descs + i, n - i);
+			while (more == AFP_REFILL);
+		}
 		if (likely(i == n))
 			break;
 		reason = put_one(t, &box, &descs[i]);

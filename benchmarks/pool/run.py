@@ -94,6 +94,14 @@ def command(setting: Setting, subject: str, seconds: float, cpus: tuple[int, str
     ]
 
 
+def rivals(setting: Setting, bare_only: bool) -> tuple[str, ...]:
+    """The other subjects of a setting; with many frames, where DPDK takes seconds to start, the quickest of them."""
+    few = {BARE} if bare_only else {BARE, "mempool"}
+    return tuple(
+        one for one in RIVALS[setting.case] if one in few or not (bare_only or setting.frames != Setting.frames)
+    )
+
+
 def once(setting: Setting, subject: str, seconds: float, cpus: tuple[int, str]) -> dict[str, Any]:
     done = subprocess.run(
         command(setting, subject, seconds, cpus), capture_output=True, text=True, timeout=60 + seconds
@@ -191,7 +199,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(RIVALS), help="only these")
     parser.add_argument("--cpu", type=int, default=max(os.sched_getaffinity(0)), help="of the owner, and of Python")
     parser.add_argument("--other-cpus", help="of the returners, in turn: 0,2,3 (default: all but the owner's)")
-    parser.add_argument("--no-rivals", action="store_true", help="without DPDK")
+    parser.add_argument("--no-rivals", action="store_true", help="without DPDK; `bare` stays")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     rounds, seconds = (3, 0.05) if arguments.quick else (arguments.rounds, arguments.seconds)
@@ -203,7 +211,7 @@ def main() -> None:
     gathered: dict[Setting, list[dict[str, dict[str, Any]]]] = {one: [] for one in chosen}
     for number in range(rounds):
         for setting in chosen:
-            subjects = [OURS, *(() if arguments.no_rivals else RIVALS[setting.case])]
+            subjects = [OURS, *rivals(setting, arguments.no_rivals)]
             turn = number % len(subjects)
             order = subjects[turn:] + subjects[:turn]
             found = {subject: once(setting, subject, seconds, cpus) for subject in order}
