@@ -50,6 +50,7 @@ from afxdp_pool.forwarder import Forwarder
 from afxdp_pool.frame import Frame, Frames
 from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
 from afxdp_pool.headers import ARP, ETH, ICMP, IPV4, IPV6, TCP, UDP, VLAN
+from afxdp_pool.libraries import from_library, include_dir
 from afxdp_pool.memory import BpfMemory
 from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
 from afxdp_pool.pool import FramePool
@@ -146,7 +147,9 @@ __all__ = [
     "compiled",
     "drop",
     "forward",
+    "from_library",
     "handle",
+    "include_dir",
     "per_packet",
     "reflect",
     "signature",

@@ -132,7 +132,7 @@ class HeaderAccess:
         """
         fields = self._header_fields()
         out, pointer = fields.scratch("rss_hash", "u4")
-        lib.afp_rss_hash(fields.packets, _toeplitz(key), ports, pointer)
+        lib.afp_rss_hash(fields.packets, _toeplitz(bytes(key)), ports, pointer)
         return out  # type: ignore[no-any-return]
 
 

@@ -1,8 +1,8 @@
-"""Handlers in machine code: the C loop calls them itself, once a batch, without the interpreter and its lock.
+"""Handlers in machine code: the C loop calls them itself, once a batch or once a packet, without the interpreter.
 
 `compiled` takes a Python function and compiles it with numba, or takes what is machine code: a numba ``@cfunc``,
-a C function from ctypes or cffi, an address. A `Compiled` handler owns what the code needs to stay alive, and the array
-it works with.
+a C function from ctypes or cffi, an address; `afxdp_pool.libraries` one of a shared library. A `Compiled` handler owns
+what the code needs to stay alive, and the memory it works with.
 """
 
 from __future__ import annotations
@@ -13,23 +13,19 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from afxdp_pool._native import ffi
+from afxdp_pool import signatures
+from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import Batch, Bytes
 from afxdp_pool.errors import ConfigError, need_extra
+from afxdp_pool.signatures import Per
 
 #: A descriptor as compiled code sees it: laid out as `DESC`, but signed. numba adds uint64 and int to a float, as numpy
 #: does, and no address or length comes near the sign bit.
 COMPILED_DESC = np.dtype([("addr", "<i8"), ("len", "<i4"), ("options", "<u2"), ("gen", "<u2")])
 
-#: The C signature of a compiled handler. n packets in `descs`, which lie in `size` bytes at `umem`; a verdict for each
-#: into `verdicts`, all DROP before the call; `port`, the number of the port they came from; `user`, its own array.
-C_SIGNATURE = (
-    "void handle(struct afp_desc *descs, uint32_t n, uint8_t *umem, uint64_t size, uint8_t *verdicts, uint32_t port, "
-    "void *user)"
-)
-
-#: What `compiled` compiles: ``handle(descs, umem, verdicts, port, user)``.
-CompiledSource: TypeAlias = Callable[[Any, Bytes, Bytes, int, Any], None]
+#: What `compiled` compiles: ``handle(descs, umem, verdicts, port, user)``, or a packet's
+#: ``handle(packet, length, port, user)``.
+CompiledSource: TypeAlias = Callable[[Any, Bytes, Bytes, int, Any], None] | Callable[[Bytes, int, int, Any], int]
 
 
 def be16(data: Any, at: int) -> Any:
@@ -43,24 +39,32 @@ def be32(data: Any, at: int) -> Any:
 
 
 class Compiled:
-    """A handler in machine code. Made by `compiled`.
+    """A handler in machine code. Made by `compiled` and `from_library`.
 
     It may be called as any handler, with a batch, and returns its verdicts: so it is tested without a forwarder.
 
     Attributes:
         address: of the machine code.
-        user: the array it was given, or None. What the code writes there can be read at any time.
+        per: ``"batch"`` or ``"packet"``: for what it is called.
+        user: the array or buffer it was given, or None. What the code writes there can be read at any time.
 
     Concurrency: the code runs in the worker's thread, without the interpreter's lock.
-    Ownership: keeps the code and the array alive; of the packets, as every handler.
+    Ownership: keeps the code and `user` alive; of the packets, as every handler.
     """
 
-    def __init__(self, address: int, user: npt.NDArray[Any] | None, keep: Any) -> None:
+    def __init__(self, address: int, per: Per, user: Any, keep: Any) -> None:
         self.address = address
+        self.per = per
         self.user = user
         self._keep = keep
+        #: What the loop calls, and gives it.
         self.function = ffi.cast("afp_handler", address)
         self.user_pointer = ffi.NULL if user is None else ffi.from_buffer(user)
+        if per == "packet":
+            each = {"handle": ffi.cast("afp_packet_handler", address), "user": self.user_pointer}
+            self._keep = keep, self.user_pointer
+            self.function = ffi.addressof(lib, "afp_call_per_packet")
+            self.user_pointer = ffi.new("struct afp_per_packet *", each)
 
     def __call__(self, batch: Batch, port: int = 0) -> Bytes:
         """Decide the packets of a batch that came from port number `port`."""
@@ -72,11 +76,11 @@ class Compiled:
         return verdicts
 
     def __repr__(self) -> str:
-        return f"<Compiled handler at {self.address:#x}>"
+        return f"<Compiled handler at {self.address:#x}, called once a {self.per}>"
 
 
-def signature(user: npt.NDArray[Any] | None = None) -> Any:
-    """The signature for ``numba.cfunc``, whose `user` points to elements of that array: see `C_SIGNATURE`.
+def signature(user: npt.NDArray[Any] | None = None, *, per: Per = "batch") -> Any:
+    """The signature for ``numba.cfunc``, whose `user` points to elements of that array: see `afxdp_pool.signatures`.
 
     Raises:
         MissingExtraError: numba is not installed.
@@ -85,82 +89,116 @@ def signature(user: npt.NDArray[Any] | None = None) -> Any:
     types = numba.types
     of_user = types.voidptr if user is None else types.CPointer(numba.from_dtype(user.dtype))
     octets = types.CPointer(types.uint8)
+    if per == "packet":
+        return types.int32(octets, types.uint32, types.uint32, of_user)
     descs = types.CPointer(numba.from_dtype(COMPILED_DESC))
     return types.void(descs, types.uint32, octets, types.uint64, octets, types.uint32, of_user)
 
 
 @overload
-def compiled(function: Any, *, user: npt.NDArray[Any] | None = None) -> Compiled: ...
+def compiled(function: Any, *, user: Any = None, per: Per | None = None) -> Compiled: ...
 @overload
-def compiled(*, user: npt.NDArray[Any] | None = None) -> Callable[[Any], Compiled]: ...
-def compiled(function: Any = None, *, user: npt.NDArray[Any] | None = None) -> Any:
+def compiled(*, user: Any = None, per: Per | None = None) -> Callable[[Any], Compiled]: ...
+def compiled(function: Any = None, *, user: Any = None, per: Per | None = None) -> Any:
     """Make a handler of machine code; also a decorator, ``@ap.compiled`` or ``@ap.compiled(user=counts)``.
 
     Args:
-        function: ``def handle(descs, umem, verdicts, port, user)``, to be compiled with numba. `descs` is a record
-            array of n packets (`COMPILED_DESC`), `umem` all the memory, `verdicts` n bytes that are DROP until they
-            are written, `port` the number of the port they came from, `user` the array, empty without one. Or a
-            function of `C_SIGNATURE`: a ``numba.cfunc(ap.signature())``, a pointer of ctypes or cffi, an address.
-        user: the code's own array, for tables and counters; contiguous. It is used where it lies, not copied.
+        function: to be compiled with numba, and called once a packet, ``def handle(packet, length, port, user)``, which
+            returns a verdict; or once a batch, ``def handle(descs, umem, verdicts, port, user)``. `packet` is an array
+            of its `length` bytes, `port` the number of the port it came from, `user` the array, empty without one.
+            `descs` is a record array of n packets (`COMPILED_DESC`), `umem` all the memory, `verdicts` n bytes that are
+            DROP until they are written. Or machine code of that C signature (``afxdp_pool.h`` in `include_dir()`): a
+            ``numba.cfunc(ap.signature())``, a pointer of ctypes or cffi, an address.
+        user: the code's own array, for tables and counters; contiguous. It is used where it lies, not copied. For
+            machine code any contiguous buffer.
+        per: ``"packet"`` or ``"batch"``; None: as the function says, by its arguments. An address says nothing, and is
+            called once a batch.
 
     What it does to memory outside of its packets nobody checks: indices are not bounded, as in C. An exception in a
     compiled Python function is reported by ``sys.unraisablehook``; packets without a verdict are dropped.
 
     Raises:
         MissingExtraError: a Python function, and numba is not installed. What numba raises when it cannot compile it.
-        ConfigError: the array is not contiguous; or that is no function of the signature.
+        ConfigError: the array is not contiguous; or that is no function of either signature.
 
     >>> @compiled                                                               # doctest: +SKIP
-    ... def only_udp(descs, umem, verdicts, port, user):
-    ...     for i in range(len(descs)):
-    ...         if umem[descs[i].addr + 23] == 17:
-    ...             verdicts[i] = TX
+    ... def only_udp(packet, length, port, user):
+    ...     return TX if length > 23 and packet[23] == 17 else DROP
     """
-    if user is not None and not (isinstance(user, np.ndarray) and user.flags.c_contiguous):
-        raise ConfigError("user is to be a contiguous array")
+    if per not in (None, "batch", "packet"):
+        raise ConfigError(f"a handler is not called once a {per!r}", hint='choose "batch" or "packet"')
+    check_user(user)
     if function is None:
-        return lambda later: compiled(later, user=user)
+        return lambda later: compiled(later, user=user, per=per)
     if isinstance(function, Compiled):
         raise ConfigError("that handler is compiled already")
-    address, keep = _address(function, user)
+    address, kind, keep = _machine_code(function, user, per)
     if address <= 0:
         raise ConfigError(f"{function!r} is no address of a function")
-    return Compiled(address, user, keep)
+    return Compiled(address, kind, user, keep)
 
 
-def _address(function: Any, user: npt.NDArray[Any] | None) -> tuple[int, Any]:
-    """The address of the machine code, and what keeps it there."""
+def check_user(user: Any) -> None:
+    """See that compiled code can use it.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if user is None:
+        return
+    try:
+        fits = memoryview(user).c_contiguous
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ConfigError("user is to be a contiguous array, or another contiguous buffer")
+
+
+def _machine_code(function: Any, user: Any, per: Per | None) -> tuple[int, Per, Any]:
+    """The address of the machine code, what it is called for, and what keeps it there."""
     if isinstance(function, (int, np.integer)):
-        return int(function), None
+        return int(function), per or "batch", None
     if isinstance(function, ffi.CData):
-        return int(ffi.cast("uintptr_t", function)), function
+        return int(ffi.cast("uintptr_t", function)), signatures.of_cffi(function, per), function
     if hasattr(function, "address") and hasattr(function, "native_name"):  # numba's CFunc
-        wanted, got = signature(user).args, function._sig.args
-        if len(got) != len(wanted):
-            raise ConfigError(
-                f"a cfunc of {len(got)} arguments is no handler", hint="declare it with numba.cfunc(ap.signature())"
-            )
-        return int(function.address), function
+        return int(function.address), signatures.of_cfunc(function, per), function
     if hasattr(function, "argtypes") and hasattr(function, "restype"):
         import ctypes
 
-        return int(ctypes.cast(function, ctypes.c_void_p).value or 0), function
+        kind = signatures.of_ctypes(function, per)
+        return int(ctypes.cast(function, ctypes.c_void_p).value or 0), kind, function
     if callable(function):
-        made = _compile(function, user)
-        return int(made.address), made
-    raise ConfigError(f"{function!r} is no function", hint=f"give a Python function, or one of: {C_SIGNATURE}")
+        kind = signatures.of_python(function, per)
+        if user is not None and not isinstance(user, np.ndarray):
+            raise ConfigError("user of a function that is compiled is to be a contiguous array of numpy")
+        made = _compile(function, user, kind)
+        return int(made.address), kind, made
+    raise ConfigError(
+        f"{function!r} is no function",
+        hint=f"give a Python function, or one of: {signatures.PACKET.c}; {signatures.BATCH.c}",
+    )
 
 
-def _compile(function: Any, user: npt.NDArray[Any] | None) -> Any:
+def _compile(function: Any, user: npt.NDArray[Any] | None, per: Per) -> Any:
     """A ``numba.cfunc`` that makes arrays of the pointers and calls the function with them."""
     numba = _numba()
     carray = numba.carray
     body = function if hasattr(function, "py_func") else numba.njit(function)  # jitted by the caller already
     # numba takes these as constants.
     shape: Any = (0,) if user is None else user.shape
-    given = user is not None
+    handle: Any
 
-    if given:
+    if per == "packet" and user is not None:
+
+        def handle(packet: Any, length: Any, port: Any, user: Any) -> Any:
+            return body(carray(packet, length), length, port, carray(user, shape))
+
+    elif per == "packet":
+
+        def handle(packet: Any, length: Any, port: Any, user: Any) -> Any:
+            return body(carray(packet, length), length, port, carray(packet, shape))
+
+    elif user is not None:
 
         def handle(descs: Any, n: Any, umem: Any, size: Any, verdicts: Any, port: Any, user: Any) -> None:
             body(carray(descs, n), carray(umem, size), carray(verdicts, n), port, carray(user, shape))
@@ -170,7 +208,12 @@ def _compile(function: Any, user: npt.NDArray[Any] | None) -> Any:
         def handle(descs: Any, n: Any, umem: Any, size: Any, verdicts: Any, port: Any, user: Any) -> None:
             body(carray(descs, n), carray(umem, size), carray(verdicts, n), port, carray(verdicts, shape))
 
-    return numba.cfunc(signature(user))(handle)
+    try:
+        return numba.cfunc(signature(user, per=per))(handle)
+    except numba.core.errors.NumbaError as error:
+        if per == "packet":
+            error.add_note("ap.compiled: a packet's handler returns a verdict on every path: ap.DROP, ap.TX, ...")
+        raise
 
 
 def _numba() -> Any:
@@ -178,7 +221,7 @@ def _numba() -> Any:
         import numba
         from numba.extending import register_jitable
     except ImportError as error:
-        raise need_extra("numba", "numba") from error
+        raise need_extra("jit", "numba") from error
     for helper in (be16, be32):
         if not hasattr(helper, "numba_knows"):
             register_jitable(helper)

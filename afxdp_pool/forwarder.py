@@ -31,7 +31,7 @@ from afxdp_pool.errors import (
     PoolError,
     WrongThreadError,
 )
-from afxdp_pool.handlers import DROP, FORWARD, TX, Handler
+from afxdp_pool.handlers import DROP, FORWARD, TX, Handler, check_handler
 from afxdp_pool.handling import bad_verdicts, slices
 from afxdp_pool.port import Port
 from afxdp_pool.report import Report, make_report
@@ -63,7 +63,7 @@ class Forwarder(Runner):
         cpu: the CPU that the thread is pinned to while it runs; None: anywhere.
 
     Raises:
-        ConfigError: no ports, ports on different Umems, routes to ports that do not exist.
+        ConfigError: no ports, ports on different Umems, routes to ports that do not exist; no handler.
 
     Concurrency: `run` in one thread at a time, which owns the ports' pools while it runs. `stop`, `snapshot` and
     `hand_over`: any.
@@ -79,6 +79,8 @@ class Forwarder(Runner):
         spin: int = SPIN,
         cpu: int | None = None,
     ) -> None:
+        if handler is not None:
+            check_handler(handler)
         self.ports = list(ports)
         self.handler = handler
         self.batch = check_batch(batch)
@@ -256,9 +258,9 @@ class Forwarder(Runner):
     def hand_over(self, batch: Batch, port: Port) -> None:
         """Let this worker send `batch` out of `port`, one of its own. Batches go in the order they were handed over.
 
-        For packets that another worker received and its handler kept: ``copy()`` the batch, return KEEP. It costs a
-        wake-up a batch. What the TX ring has no room for goes as soon as it has; what a run's end finds unsent waits
-        for the next run, or is put by `close()`.
+        For packets that another worker received and its handler keeps: it returns KEEP. It costs a wake-up a batch.
+        What the TX ring has no room for goes as soon as it has; what a run's end finds unsent waits for the next run,
+        or is put by `close()`.
 
         Raises:
             ConfigError: the port is not one of this forwarder that sends. ForeignFrameError: a batch of another Umem.
@@ -272,7 +274,8 @@ class Forwarder(Runner):
         if batch.data is not self.umem.data:
             raise ForeignFrameError("the batch is of another Umem")
         engine = self.native
-        self._handed.append((batch, port))
+        # A batch that is lent is another one after the call.
+        self._handed.append((batch if batch._views is None else batch.copy(), port))
         lib.afp_engine_stop(engine)
         if self._engine is None:  # closed meanwhile
             self._put_handed()

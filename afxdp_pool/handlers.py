@@ -6,6 +6,7 @@ the batch is accounted for by its verdict: dropped, sent, or kept by the applica
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -64,12 +65,15 @@ def per_packet(handle: PacketHandler, *, view: Literal["memoryview", "numpy"] = 
         ends = (batch.addr + batch.len).tolist()
         verdicts = [handle(data[start:end]) for start, end in zip(starts, ends, strict=True)]
         try:
-            decided = bytes(verdicts)
+            # bytes() takes bools. Who returns one returns them for all, so one look is enough, and costs no time.
+            decided = None if isinstance(verdicts[0], bool) else bytes(verdicts)
         except (TypeError, ValueError):
+            decided = None
+        if decided is None:
+            wrong = next((one for one in verdicts if type(one) is not int or not 0 <= one < 256), verdicts[0])
             raise VerdictError(
-                "the handler returned what is no verdict for one of its packets",
-                hint="return DROP, TX, KEEP or FORWARD(port)",
-            ) from None
+                f"the handler returned {_name(wrong)} for one of its packets, which is no verdict", hint=_VERDICTS
+            )
         out: Any = batch.verdicts
         memoryview(out)[:] = decided
         return batch.verdicts
@@ -84,33 +88,71 @@ def write_verdicts(verdicts: Any, out: npt.NDArray[np.uint8]) -> None:
         VerdictError: not an integer or an array of one integer a packet.
     """
     n = len(out)
-    if verdicts is None:
-        raise VerdictError(
-            "the handler returned None", hint="return DROP, TX, KEEP, FORWARD(port), or an array of them"
-        )
-    if isinstance(verdicts, (int, np.integer)):
+    if isinstance(verdicts, (int, np.integer)) and not isinstance(verdicts, bool):
         if not 0 <= verdicts < 256:
-            raise VerdictError(
-                f"the handler returned {verdicts}, which is no verdict",
-                hint="verdicts are DROP, TX, KEEP and FORWARD(port)",
-            )
+            raise VerdictError(f"the handler returned {verdicts}, which is no verdict", hint=_VERDICTS)
         out[:] = verdicts
         return
+    if not isinstance(verdicts, (np.ndarray, list, tuple)):
+        raise VerdictError(f"the handler returned {_name(verdicts)}, which is no verdict", hint=_hint(verdicts))
     array = np.asarray(verdicts)
     if array.shape != (n,):
         raise VerdictError(
             f"the handler returned verdicts of shape {array.shape} for {n} packets",
-            hint=f"return one verdict, or an array of shape ({n},)",
+            hint=f"return one verdict, or an array of shape ({n},), the length of the batch",
         )
     if array.dtype.kind not in "iu":
         raise VerdictError(
             f"the handler returned verdicts of dtype {array.dtype}",
-            hint="return integers: DROP, TX, KEEP, FORWARD(port)",
+            hint="a mask says which packets, not what becomes of them: return np.where(mask, TX, DROP)"
+            if array.dtype == np.bool_
+            else "return integers, best of dtype uint8: DROP, TX, KEEP, FORWARD(port)",
         )
     # All bits that any of them has: in one pass, whether one is negative or above 255.
     if array.dtype != np.uint8 and not 0 <= int(np.bitwise_or.reduce(array)) < 256:
-        raise VerdictError(
-            "the handler returned numbers that are no verdicts",
-            hint="verdicts are DROP, TX, KEEP and FORWARD(port)",
-        )
+        raise VerdictError("the handler returned numbers that are no verdicts", hint=_VERDICTS)
     out[:] = array
+
+
+_VERDICTS = "verdicts are DROP, TX, KEEP and FORWARD(port)"
+
+
+def _name(wrong: Any) -> str:
+    """What somebody returned, in few words."""
+    return repr(wrong) if wrong is None or isinstance(wrong, (bool, int, float, str)) else f"a {type(wrong).__name__}"
+
+
+def _hint(wrong: Any) -> str:
+    if inspect.iscoroutine(wrong):
+        wrong.close()
+        return "a handler is a plain function: def, not async def"
+    if inspect.isgenerator(wrong):
+        return "a handler returns its verdicts, it does not yield them"
+    return "return DROP, TX, KEEP, FORWARD(port), or an array of them, on every path"
+
+
+def check_handler(handler: Any) -> None:
+    """See that a handler can be called with a batch, and nothing else: before there are packets.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not callable(handler):
+        raise ConfigError(f"{_name(handler)} is no handler", hint="give a function of one argument, the batch")
+    if hasattr(handler, "native_name") or hasattr(handler, "argtypes"):  # of numba, of ctypes
+        raise ConfigError("machine code is a handler once compiled() has taken it", hint="give ap.compiled(function)")
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):  # some builtins do not tell
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        hint = _OF_ARGUMENTS.get(len(signature.parameters), "def handle(batch), which returns verdicts")
+        raise ConfigError(f"a handler takes one argument, the batch, and this one {signature}", hint=hint) from None
+
+
+_OF_ARGUMENTS = {
+    4: "one that is compiled, and called once a packet, is decorated with @ap.compiled",
+    5: "one that is compiled is decorated with @ap.compiled",
+}

@@ -1,14 +1,16 @@
 """The forwarder's loop with a handler: batches lent out of the engine's memory, verdicts carried out.
 
 It owns the `Batch` objects of a run: one for each number of packets and port that came up, used again and again with
-their arrays, so that a run under way allocates nothing. Invariant: whatever a handler does with a batch or keeps of it,
-the frames it brought are accounted for by the engine's own copy of the descriptors.
+their arrays, so that a run under way allocates nothing. A batch that somebody still refers to when its call is over is
+not used again, and refuses from then on. Invariant: whatever a handler does with a batch or keeps of it, the frames it
+brought are accounted for by the engine's own copy of the descriptors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from sys import getrefcount
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -16,13 +18,35 @@ from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import DESC, Batch
 from afxdp_pool.columns import Columns
 from afxdp_pool.compiling import Compiled
-from afxdp_pool.errors import VerdictError
+from afxdp_pool.errors import FrameGoneError, VerdictError
 from afxdp_pool.handlers import Handler, write_verdicts
 from afxdp_pool.port import Port
 from afxdp_pool.umem import Umem
 
 #: Runs the engine until a time (CLOCK_MONOTONIC, ns): an ``enum afp_why``.
 Slice = Callable[[Any, int], int]
+
+
+class OverBatch(Batch):
+    """What a lent batch that was kept becomes when the call it was lent for is over: every use of it is an error."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise FrameGoneError(
+            "the batch was lent to a handler, whose call is over",
+            hint="in the handler, keep() the packets needed longer, or return KEEP and hold a copy() of the batch",
+        )
+
+    __len__ = __iter__ = __getitem__ = _refuse
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_refuse":
+            return object.__getattribute__(self, name)
+        self._refuse()
+
+    def __repr__(self) -> str:
+        return "<Batch that was lent to a handler, whose call is over>"
 
 
 class _Lent(dict[int, Batch]):
@@ -54,6 +78,10 @@ class _Lent(dict[int, Batch]):
         self[code] = batch
         return batch
 
+    def retire(self, code: int) -> None:
+        """Somebody kept the batch, beyond its call."""
+        self.pop(code).__class__ = OverBatch
+
 
 def slices(handler: Handler, engine: Any, umem: Umem, ports: Sequence[Port]) -> Slice:
     """The loop that asks `handler`: a function that runs it for a slice of time, raising what the handler raises."""
@@ -67,13 +95,20 @@ def slices(handler: Handler, engine: Any, umem: Umem, ports: Sequence[Port]) -> 
         alike = -1
         while (code := turn(engine, end_ns, alike)) >= 0:
             batch = lent[code]
-            verdicts = handler(batch)  # or it raises, and the drain drops the batch
-            alike = -1
-            if verdicts is not batch._verdicts:
-                if type(verdicts) is int and 0 <= verdicts < 256:
-                    alike = verdicts
-                else:
-                    write_verdicts(verdicts, batch.verdicts)
+            known = getrefcount(batch)
+            try:
+                verdicts = handler(batch)
+                alike = -1
+                if verdicts is not batch._verdicts:
+                    if type(verdicts) is int and 0 <= verdicts < 256:
+                        alike = verdicts
+                    else:
+                        write_verdicts(verdicts, batch.verdicts)
+            except BaseException:  # the drain drops the batch
+                lent.retire(code)
+                raise
+            if getrefcount(batch) != known:
+                lent.retire(code)
             for port in ports:
                 if port._port is None:
                     _ = port.native  # raises: the handler closed it

@@ -134,6 +134,9 @@ class Header:
         self._fields = fields
         self._mask = mask
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} headers of {int(self.valid.sum())} of {self._fields.n} packets>"
+
     @property
     def valid(self) -> npt.NDArray[np.bool_]:
         """Which packets have this header, whole; bool, shape ``(n,)``."""
@@ -172,8 +175,9 @@ class Header:
             raise IndexError(f"packet {index} of {n}")
         at = lib.afp_header_of(fields.packets, i, self.kind)
         if at < 0:
+            name = type(self).__name__
             raise NoHeaderError(
-                f"packet {index} has no header of {type(self).__name__}", hint="`valid` says which packets have one"
+                f"packet {index} has no {name} header", hint=f"batch.{name.lower()}.valid says which packets have one"
             )
         start = int(fields.packets.descs[i].addr) + at
         return fields.columns.data[start : start + self.dtype.itemsize].view(self.dtype)[0]  # type: ignore[no-any-return]

@@ -227,20 +227,25 @@ def transmit(
     return forwarder
 
 
-def handle(netdevs: Sequence[str], handler: Handler, *, options: Options = Options()) -> Runner:
-    """Receive on every device of `netdevs`, and do with each packet what `handler` says.
+def handle(
+    netdevs: Sequence[str], handler: Handler, *, outputs: Sequence[str] = (), options: Options = Options()
+) -> Runner:
+    """Receive on every device of `netdevs`, and do with each packet what `handler` says; `outputs` only send.
 
-    Ports are numbered device by device, queue by queue, those of each worker from 0; `FORWARD(n)` sends out of port n
-    of the worker that received. With several workers `handler` is called from several threads, at any time, for
-    different batches: what it keeps between calls needs a lock. ``batch.port`` tells where the packets came from.
+    Ports are numbered device by device, `outputs` last, queue by queue, those of each worker from 0; `FORWARD(n)` sends
+    out of port n of the worker that received. With several workers `handler` is called from several threads, at any
+    time, for different batches: what it keeps between calls needs a lock. ``batch.port`` tells where the packets came
+    from.
 
     Raises:
         As `Port`.
 
     Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
+    send_only = replace(options.port, receive=False)
+    configs = [(netdev, options.port) for netdev in netdevs] + [(netdev, send_only) for netdev in outputs]
     plans = [
-        _Plan([_Place(netdev, queue, options.port) for netdev in netdevs for queue in queues], {})
+        _Plan([_Place(netdev, queue, config) for netdev, config in configs for queue in queues], {})
         for queues in options.queue_groups
     ]
     return _open(plans, options, handler)

@@ -11,8 +11,12 @@ import contextlib
 import ipaddress
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +25,18 @@ import afxdp_pool as ap
 from afxdp_pool.testing import packets
 
 JOBS = ("drop", "swap", "filter")
-KINDS = ("built-in", "compiled", "numpy", "packet, memoryview", "packet, numpy")
+KINDS = (
+    "built-in",
+    "C, batch",
+    "C, packet",
+    "compiled",
+    "compiled, packet",
+    "numpy",
+    "numpy, headers",
+    "packet, memoryview",
+    "packet, numpy",
+)
+LIBRARY = Path(__file__).resolve().parent / "native" / "build" / "handlers.so"
 
 UDP = 17
 _ETH_P_ALL = 3
@@ -76,6 +91,66 @@ def compiled(job: str, out: int, flow: Flow) -> ap.Compiled:
                 verdicts[i] = out
 
     return ap.compiled({"drop": drop, "swap": swap, "filter": select}[job])
+
+
+def compiled_packet(job: str, out: int, flow: Flow) -> ap.Compiled:
+    """The same, called once a packet."""
+    src, dst, sport, dport = flow.src, flow.dst, flow.sport, flow.dport
+    nothing = ap.DROP
+
+    def drop(packet: Any, length: Any, port: Any, user: Any) -> int:
+        return nothing
+
+    def swap(packet: Any, length: Any, port: Any, user: Any) -> int:
+        if length >= 14:
+            for k in range(6):
+                packet[k], packet[k + 6] = packet[k + 6], packet[k]
+        return out
+
+    def select(packet: Any, length: Any, port: Any, user: Any) -> int:
+        if length < _HEADERS_LENGTH or ap.be16(packet, 12) != 0x0800 or packet[14] != 0x45 or packet[23] != UDP:
+            return nothing
+        if (
+            ap.be32(packet, 26) == src
+            and ap.be32(packet, 30) == dst
+            and ap.be16(packet, 34) == sport
+            and ap.be16(packet, 36) == dport
+        ):
+            return out
+        return nothing
+
+    return ap.compiled({"drop": drop, "swap": swap, "filter": select}[job])
+
+
+def of_library(per: str, job: str, out: int, flow: Flow) -> ap.Compiled:
+    """A handler in C: native/handlers.c."""
+    source = LIBRARY.parents[1] / "handlers.c"
+    if not LIBRARY.exists() or LIBRARY.stat().st_mtime < source.stat().st_mtime:
+        LIBRARY.parent.mkdir(exist_ok=True)
+        command = ["cc", "-O2", "-Wall", "-shared", "-fPIC", f"-I{ap.include_dir()}", "-o", str(LIBRARY), str(source)]
+        subprocess.run(command, check=True)
+    wire = np.array([out, int.from_bytes(struct.pack("!HH", flow.sport, flow.dport), sys.byteorder)], np.uint32)
+    user = np.concatenate([wire, np.array([flow.src, flow.dst], ">u4").view(np.uint32)])
+    return ap.from_library(LIBRARY, f"{per}_{job}", user=user)
+
+
+def of_headers(job: str, out: int, flow: Flow) -> Callable[[ap.Batch], Any]:
+    """A numpy handler that reads headers by their names."""
+
+    def select(batch: ap.Batch) -> Any:
+        wanted = batch.udp.dport == flow.dport
+        wanted &= batch.udp.sport == flow.sport
+        wanted &= batch.ipv4.src == flow.src
+        wanted &= batch.ipv4.dst == flow.dst
+        return np.multiply(wanted, np.uint8(out), out=batch.verdicts)
+
+    def swap(batch: ap.Batch) -> int:
+        eth = batch.eth
+        target = eth.dst.copy()
+        eth.dst, eth.src = eth.src, target
+        return out
+
+    return {"drop": lambda batch: ap.DROP, "swap": swap, "filter": select}[job]
 
 
 def of_numpy(job: str, out: int, flow: Flow) -> Callable[[ap.Batch], Any]:
@@ -137,10 +212,16 @@ def handler(kind: str, job: str, out: int, flow: Flow) -> Any:
     """The handler of that kind, or None for the built-in loop."""
     if kind == "built-in":
         return None
-    if kind == "compiled":
-        return compiled(job, out, flow)
-    if kind == "numpy":
-        return of_numpy(job, out, flow)
+    made: dict[str, Callable[[str, int, Flow], Any]] = {
+        "C, batch": partial(of_library, "batch"),
+        "C, packet": partial(of_library, "packet"),
+        "compiled": compiled,
+        "compiled, packet": compiled_packet,
+        "numpy": of_numpy,
+        "numpy, headers": of_headers,
+    }
+    if kind in made:
+        return made[kind](job, out, flow)
     view: Any = kind.removeprefix("packet, ")
     return ap.per_packet(of_packet(job, out, flow), view=view)
 

@@ -32,7 +32,7 @@ default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:obj", ".*"),
-    ("py:class", r"(numpy|np|npt|collections|mmap|threading|types)\..*|Path|Bytes|.*\.Columns"),  # of others
+    ("py:class", r"(numpy|np|npt|collections|mmap|pathlib|threading|types)\..*|Path|Bytes|.*\.Columns"),  # of others
 ]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -1,4 +1,4 @@
-"""Logic of your own in machine code: the C loop calls it itself, without the interpreter. Needs the extra `numba`."""
+"""Logic of your own in machine code: the C loop calls it itself, without the interpreter. Needs the extra `jit`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Against SYN floods: a token bucket for each source of new TCP connections, emptied in machine code.
 
 The C loop calls the compiled handler without the interpreter; ten times a second numpy refills all buckets at once.
-Needs the extra `numba`.
+Needs the extra `jit`.
 """
 
 from __future__ import annotations

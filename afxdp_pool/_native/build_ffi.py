@@ -66,7 +66,7 @@ ffi.set_source(
     '#include "engine.h"\n#include "headers.h"\n#include "bpf_glue.h"\n',
     # Relative, because setuptools refuses absolute paths; the build runs in the project's root.
     sources=[f"afxdp_pool/_native/{name}" for name in SOURCES],
-    depends=[str(path) for path in sorted(HERE.glob("*.h"))],
+    depends=[str(path) for path in sorted(HERE.glob("*.h")) + sorted(HERE.glob("../include/*.h"))],
     include_dirs=["afxdp_pool/_native"],
     extra_compile_args=["-std=gnu11", *OPTIMISE, "-fvisibility=hidden", "-Wall", *pkg_config("--cflags")],
     extra_link_args=[*pkg_config("--libs"), "-pthread"],

@@ -158,7 +158,10 @@ struct afp_generator {
 	uint64_t started_ns;
 };
 enum afp_why { AFP_RAN_DEADLINE, AFP_RAN_STOP, AFP_RAN_COUNT, AFP_RAN_BATCH, AFP_RAN_ERROR, AFP_RAN_WRONG_THREAD, AFP_RAN_VERDICT };
-struct afp_engine_stats { uint64_t rounds, idle_rounds, sleeps, dropped, reflected, forwarded, kept, refused; };
+struct afp_engine_stats {
+	uint64_t rounds, idle_rounds, sleeps, dropped, reflected, forwarded, kept, refused;
+	uint64_t handler_calls, handler_timed, handler_ns, handler_longest_ns, handler_slow;
+};
 struct afp_engine {
 	uint32_t nports, batch;
 	struct afp_route route[64];
@@ -178,6 +181,9 @@ void afp_engine_stop(struct afp_engine *e);
 void afp_engine_clear_stop(struct afp_engine *e);
 int afp_engine_run(struct afp_engine *e, uint64_t deadline_ns);
 typedef void (*afp_handler)(struct afp_desc *descs, uint32_t n, uint8_t *umem, uint64_t size, uint8_t *verdicts, uint32_t port, void *user);
+typedef int (*afp_packet_handler)(uint8_t *packet, uint32_t length, uint32_t port, void *user);
+struct afp_per_packet { afp_packet_handler handle; void *user; };
+void afp_call_per_packet(struct afp_desc *descs, uint32_t n, uint8_t *umem, uint64_t size, uint8_t *verdicts, uint32_t port, void *user);
 int afp_engine_run_compiled(struct afp_engine *e, uint64_t deadline_ns, afp_handler handler, void *user);
 int64_t afp_engine_turn(struct afp_engine *e, uint64_t deadline_ns, int all);
 uint32_t afp_engine_drain(struct afp_engine *e, uint64_t deadline_ns);

@@ -9,8 +9,6 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { E_ROUNDS, E_IDLE, E_SLEEPS, E_DROPPED, E_REFLECTED, E_FORWARDED, E_KEPT, E_REFUSED };
-
 /* With frames in TX, completions may come without any event that ppoll() could see. */
 #define COMPLETION_CHECK_NS 1000000ull
 #define DRAIN_PAUSE_NS 50000
@@ -467,6 +465,6 @@ void afp_engine_read_stats(const struct afp_engine *e, struct afp_engine_stats *
 {
 	uint64_t *field = &out->rounds;
 
-	for (int i = 0; i < 8; i++)
+	for (int i = 0; i < AFP_ENGINE_COUNTERS; i++)
 		field[i] = atomic_load_explicit(&e->stat[i], memory_order_relaxed);
 }

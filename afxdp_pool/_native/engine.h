@@ -19,7 +19,12 @@
 #define AFP_BATCH_MAX 1024
 
 /* Verdicts: one byte a packet. FORWARD(port) is 0x80 | the port's index in the engine. */
-enum afp_verdict { AFP_DROP = 0, AFP_REFLECT = 1, AFP_KEEP = 2, AFP_FORWARD = 0x80 };
+enum afp_verdict {
+	AFP_DROP = AFP_VERDICT_DROP,
+	AFP_REFLECT = AFP_VERDICT_TX,
+	AFP_KEEP = AFP_VERDICT_KEEP,
+	AFP_FORWARD = AFP_VERDICT_FORWARD(0),
+};
 enum afp_rewrite { AFP_SWAP_MAC = 1, AFP_SET_DST = 2, AFP_SET_SRC = 4 };
 
 /* What the built-in loop does with the packets of one port. */
@@ -46,6 +51,13 @@ struct afp_generator {
 	uint64_t started_ns;      /* out: CLOCK_MONOTONIC */
 };
 
+/* The order of struct afp_engine_stats. */
+enum {
+	E_ROUNDS, E_IDLE, E_SLEEPS, E_DROPPED, E_REFLECTED, E_FORWARDED, E_KEPT, E_REFUSED,
+	E_CALLS, E_TIMED, E_HANDLER_NS, E_LONGEST_NS, E_SLOW,
+	AFP_ENGINE_COUNTERS
+};
+
 enum afp_why {
 	AFP_RAN_DEADLINE, AFP_RAN_STOP, AFP_RAN_COUNT, AFP_RAN_BATCH, AFP_RAN_ERROR, AFP_RAN_WRONG_THREAD,
 	AFP_RAN_VERDICT, /* a handler's verdicts meant nothing: `bad_verdicts` of the last batch, which were dropped */
@@ -55,6 +67,8 @@ struct afp_engine_stats {
 	uint64_t rounds, idle_rounds, sleeps;
 	uint64_t dropped, reflected, forwarded, kept; /* reflected: out of the port it came from, by whichever verdict */
 	uint64_t refused; /* descriptors that a handler spoiled, or verdicts that mean nothing: dropped */
+	uint64_t handler_calls; /* batches given to a handler; of those `timed` were, which took `ns` in all: see handler.c */
+	uint64_t handler_timed, handler_ns, handler_longest_ns, handler_slow;
 };
 
 struct afp_engine {
@@ -73,7 +87,8 @@ struct afp_engine {
 	int wake_fd; /* eventfd: stop() from any thread */
 	int failed_port;
 	_Atomic int stop;
-	_Atomic uint64_t stat[8];
+	_Atomic uint64_t stat[AFP_ENGINE_COUNTERS];
+	uint64_t handed_ns; /* when the batch in `descs` was handed to a handler in Python; 0: it is not timed */
 	struct afp_desc descs[AFP_BATCH_MAX];
 	uint8_t verdicts[AFP_BATCH_MAX];
 	/* What was received, out of the handler's reach: a spoiled descriptor does not lose its frame. */
@@ -82,10 +97,11 @@ struct afp_engine {
 	uint32_t hold; /* under load a handler's packets wait for so many to be sent live: more, when it is quick */
 };
 
-/* A compiled handler, called once a batch without the interpreter: n packets in `descs`, which lie in `size` bytes at `umem`;
- * a verdict for each into `verdicts`, DROP where it writes none; `port`, the number they came from; `user`, its own. */
-typedef void (*afp_handler)(struct afp_desc *descs, uint32_t n, uint8_t *umem, uint64_t size, uint8_t *verdicts, uint32_t port,
-			    void *user);
+/* A handler of one packet, and its memory: the `user` of afp_call_per_packet(). */
+struct afp_per_packet {
+	afp_packet_handler handle;
+	void *user;
+};
 
 /* 0 or a negative errno. The struct's memory is the caller's: a handler's views of it may outlive the engine. */
 int afp_engine_init(struct afp_engine *e, struct afp_table *t, uint32_t batch, uint32_t spin);
@@ -105,6 +121,10 @@ int afp_engine_poll(struct afp_engine *e, uint64_t deadline_ns);
 uint32_t afp_engine_dispatch(struct afp_engine *e);
 /* handler.c: the loop with a compiled handler: an enum afp_why, as afp_engine_run(). */
 int afp_engine_run_compiled(struct afp_engine *e, uint64_t deadline_ns, afp_handler handler, void *user);
+/* The batch handler that calls one of a packet. A packet whose descriptor leaves the Umem is not shown; what is no verdict is
+ * refused as one. */
+void afp_call_per_packet(struct afp_desc *descs, uint32_t n, uint8_t *umem, uint64_t size, uint8_t *verdicts, uint32_t port,
+			 void *user);
 /* For Python: dispatch() what the last call brought, its verdicts all `all` unless that is negative, then poll(). The next
  * batch, as port << 16 | n, or the complement of an enum afp_why. */
 int64_t afp_engine_turn(struct afp_engine *e, uint64_t deadline_ns, int all);

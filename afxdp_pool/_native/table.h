@@ -20,6 +20,8 @@
 #ifndef AFXDP_POOL_TABLE_H
 #define AFXDP_POOL_TABLE_H
 
+#include "../include/afxdp_pool.h"
+
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -48,14 +50,8 @@ enum afp_reason {
 	AFP_FRAGMENT, /* a fragment has one reference, and cannot be given more */
 };
 
-/* A packet in a frame. Laid out as struct xdp_desc, whose 32-bit options become 16 bits of options (the kernel uses two)
- * and the frame's generation: a descriptor kept beyond its frame's life is recognised. */
-struct afp_desc {
-	uint64_t addr;
-	uint32_t len;
-	uint16_t options;
-	uint16_t gen;
-};
+/* struct afp_desc is laid out as struct xdp_desc, whose 32-bit options become 16 bits of options (the kernel uses two) and the
+ * frame's generation: a descriptor kept beyond its frame's life is recognised. */
 
 /* The word:  gen:16 | holder:8 | fragmented:1 | state:3 | owner:12 | tx:12 | refs:12 */
 #define AFP_REFS_SHIFT 0

@@ -28,6 +28,7 @@ examples:
   afxdp-pool doctor -i eth1                     what stands in the way, and the command against it
   afxdp-pool drop -i eth1 --duration 10         receive, count, recycle
   afxdp-pool forward -i eth1 -o eth2 --both-ways
+  afxdp-pool handle -i eth1 -o eth2 filter.py:handle
   afxdp-pool tx -i eth1 --rate 100k --json
   afxdp-pool drop -i eth1 --rule protocol=udp,port=53 --rule ethertype=arp
 """
@@ -258,6 +259,17 @@ def parser() -> argparse.ArgumentParser:
     reflect = commands.add_parser("reflect", help="send every packet back out of the interface it came in by")
     _add_path(reflect)
     reflect.add_argument("--no-swap-mac", dest="swap_mac", action="store_false", help="leave the MAC addresses alone")
+
+    handle = commands.add_parser("handle", help="ask a function of yours what becomes of each packet")
+    _add_path(handle)
+    add = handle.add_argument
+    add("handler", metavar="HANDLER",
+        help="file.py:function, module:function or library.so:function; see docs/handlers.md")  # fmt: skip
+    add("-o", "--output", metavar="IF", action="append", default=[],
+        help="where FORWARD(1) leads; give it again for FORWARD(2), and so on")  # fmt: skip
+    add("--both-ways", action="store_true", help="receive on the outputs as well")
+    add("--per", choices=("packet", "batch"),
+        help="what it is called for, where it does not say; a Python function by default for a batch")  # fmt: skip
 
     tx = commands.add_parser("tx", help="send test packets, or those of a capture file")
     _add_path(tx, receives=False)

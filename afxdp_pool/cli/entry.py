@@ -34,9 +34,12 @@ def main(argv: list[str] | None = None) -> int:
         # Who read our output has gone. What ran was stopped and closed; the interpreter must not flush to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (AfXdpError, OSError) as error:
-        return _failed(error, args.interface or "")
     except Exception as error:
+        if args.command == "handle" and (told := _of_the_user(error)):
+            print(told, end="", file=sys.stderr)
+            return _failed(RuntimeError(f"the handler raised {type(error).__name__}"), args.interface)
+        if isinstance(error, (AfXdpError, OSError)):
+            return _failed(error, args.interface or "")
         return _failed(RuntimeError(f"unexpected {type(error).__name__}: {error}"), args.interface or "", error)
 
 
@@ -49,6 +52,12 @@ def _command(args: argparse.Namespace) -> int:
     else:
         from afxdp_pool.cli.paths import run
     return run(args)
+
+
+def _of_the_user(error: Exception) -> str | None:
+    from afxdp_pool.cli.loading import of_the_user
+
+    return of_the_user(error)
 
 
 def _failed(error: Exception, interface: str, cause: Exception | None = None) -> int:

@@ -114,9 +114,16 @@ def ways(command: str) -> tuple[str, ...]:
 
 def places(args: argparse.Namespace) -> str:
     """What the command acts on: ``eth1``, ``eth1 -> eth2``."""
-    if args.command != "forward":
+    to = outputs(args)
+    if not to:
         return str(args.interface)
-    return f"{args.interface} {'<->' if args.both_ways else '->'} {args.output}"
+    return f"{args.interface} {'<->' if args.both_ways else '->'} {', '.join(to)}"
+
+
+def outputs(args: argparse.Namespace) -> list[str]:
+    """The other interfaces of the command."""
+    to = getattr(args, "output", None) or []
+    return [to] if isinstance(to, str) else list(to)
 
 
 def sentence(error: BaseException, interface: str) -> str:
@@ -195,6 +202,12 @@ def troubles(report: Report) -> list[str]:
                 lines.append(f"{netdev}: left to the kernel's stack {counters[field]:,}: {why}")
     if report.engine.refused:
         lines.append(f"could not be sent, dropped here {report.engine.refused:,}")
+    if report.engine.handler_slow:
+        longest, timed = report.engine.handler_longest_ns / 1e6, report.engine.handler_timed
+        lines.append(
+            f"the handler is slow: {report.engine.handler_slow:,} of {timed:,} calls timed took over 1 ms, the longest "
+            f"{longest:.1f} ms"
+        )
     return lines
 
 

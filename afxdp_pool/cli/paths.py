@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Self
 
 import afxdp_pool as ap
 from afxdp_pool import netdev as netdevs
-from afxdp_pool.cli import arguments, traffic
+from afxdp_pool.cli import arguments, loading, traffic
 from afxdp_pool.cli.meter import Meter
 from afxdp_pool.cli.notices import Notices
-from afxdp_pool.cli.output import Captured, Outcome, Proof, document, sentence, summary
+from afxdp_pool.cli.output import Captured, Outcome, Proof, document, outputs, sentence, summary
 from afxdp_pool.cli.views import View, choose_view
 from afxdp_pool.errors import LinkGoneError, NoSuchInterfaceError, NoSuchNamespaceError
 
@@ -110,6 +110,10 @@ def open_path(args: argparse.Namespace) -> ap.Runner:
     if args.command == "forward":
         rewrite = ap.Rewrite(swap=args.swap_mac, dst=args.set_dst, src=args.set_src)
         return ap.forward(args.interface, args.output, both_ways=args.both_ways, rewrite=rewrite, options=options)
+    if args.command == "handle":
+        handler = loading.load(args.handler, args.per)
+        receiving, sending = ([], args.output) if not args.both_ways else (args.output, [])
+        return ap.handle([args.interface, *receiving], handler, outputs=sending, options=options)
     template, number = traffic.template(args)
     return ap.transmit(args.interface, template, count=number, rate=args.rate, options=options)
 
@@ -155,7 +159,7 @@ def prove(forwarder: ap.Runner) -> Proof:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one of the four paths. Returns the exit code.
+    """Run one of the paths. Returns the exit code.
 
     Raises:
         AfXdpError, OSError: it could not begin. KeyboardInterrupt: aborted.
@@ -204,8 +208,7 @@ def _watch(
 
 def _presence(args: argparse.Namespace) -> Callable[[], None]:
     """A call that raises LinkGoneError when an interface has gone: a port that only receives cannot tell."""
-    names = [args.interface] + ([args.output] if args.command == "forward" else [])
-    indexes = {name: netdevs.find(name, args.netns).index for name in names}
+    indexes = {name: netdevs.find(name, args.netns).index for name in [args.interface, *outputs(args)]}
 
     def look() -> None:
         for name, index in indexes.items():

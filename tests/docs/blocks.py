@@ -57,7 +57,7 @@ WITHIN = 60.0  # seconds for one command
 BESIDE = 12  # seconds for what runs in another terminal
 RATE = 2000
 _COMMENT = re.compile(r"<!--\s*(python|file|fails|terminal|not run)\b:?(.*?)-->", re.DOTALL)
-_LOOPS = re.compile(r"\bafxdp-pool (drop|forward|reflect|tx)\b")
+_LOOPS = re.compile(r"\bafxdp-pool (drop|forward|handle|reflect|tx)\b")
 _NO_CODE = ("", "text", "output", "markdown")
 
 

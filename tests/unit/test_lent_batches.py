@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -119,26 +119,92 @@ def test_what_is_kept_of_a_batch_cannot_lose_or_double_a_frame(bench: Bench) -> 
     def handle(batch: ap.Batch) -> Any:
         nonlocal calls
         calls += 1
-        for old, addr, verdicts, columns in kept:
+        for descs, addr, verdicts, columns in kept:
             addr[:] = 0
             verdicts[:] = ap.KEEP
             columns[:] = 0xFFFF
-            old.descs[:] = 0
+            descs[:] = 0
             with pytest.raises((ap.DoubleFreeError, ap.ForeignFrameError)):
-                bench.pool.put(old)
-        kept.append((batch, batch.addr, batch.verdicts, batch.load(0, ">u2")))
+                bench.pool.put(ap.Batch(descs, batch.data))
+        kept.append((batch.descs, batch.addr, batch.verdicts, batch.load(0, ">u2")))
         return ap.FORWARD(1) if calls % 2 else ap.DROP
 
     with closing(bench.forwarder(handler=handle)) as forwarder:
         bench.turn(forwarder, numbered(200))
         engine = forwarder.snapshot().engine
-    for old, addr, verdicts, columns in kept:
+    for descs, addr, verdicts, columns in kept:
         with pytest.raises((ap.DoubleFreeError, ap.ForeignFrameError, ap.InvalidDescriptorError)):
-            bench.pool.put(old)
+            bench.pool.put(ap.Batch(descs, bench.umem.data))
         addr[:] = verdicts[:] = columns[:] = 0  # memory that stays as long as somebody looks at it
     assert engine.dropped + engine.forwarded + engine.refused == 200
     audit = bench.umem.audit().check()
     assert (audit.app, audit.tx) == (0, 0)
+
+
+USES: dict[str, Callable[[ap.Batch], object]] = {
+    "len": len,
+    "addr": lambda batch: batch.addr,
+    "a packet": lambda batch: batch[0],
+    "packets": list,
+    "load": lambda batch: batch.load(12, ">u2"),
+    "a header": lambda batch: batch.udp.dport,
+    "keep": lambda batch: batch.keep(),
+    "copy": lambda batch: batch.copy(),
+    "verdicts": lambda batch: batch.verdicts,
+}
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_batch_kept_beyond_its_call_refuses_and_says_what_to_do(bench: Bench, raises: bool) -> None:
+    kept: list[ap.Batch] = []
+
+    def handle(batch: ap.Batch) -> int:
+        for old in kept:
+            for use in USES.values():
+                with pytest.raises(ap.FrameGoneError, match=r"lent to a handler.*keep\(\).*copy\(\)"):
+                    use(old)
+            with pytest.raises(ap.FrameGoneError):
+                bench.pool.put(old)
+        assert batch.udp.valid.all(), "the one of this call is as good as ever"
+        kept.append(batch)
+        if raises and len(kept) == 3:
+            raise KeyError("mine")
+        return ap.FORWARD(1)
+
+    content = numbered(96)
+    with closing(bench.forwarder(handler=handle)) as forwarder:
+        if raises:
+            with pytest.raises(KeyError, match="mine"):
+                bench.turn(forwarder, content)
+            bench.finish(forwarder)
+            bench.finish(forwarder)
+        else:
+            bench.turn(forwarder, content)
+    assert len(kept) == (4 if raises else 8)
+    for old in kept:
+        with pytest.raises(ap.FrameGoneError):
+            old.copy()
+        assert repr(old) == "<Batch that was lent to a handler, whose call is over>"
+        assert isinstance(old, ap.Batch)
+    assert bench.sent[1] == (content[:25] + content[41:50] if raises else content), "all but the batch of the error"
+
+
+def test_a_batch_nobody_keeps_is_used_again_and_one_that_is_kept_costs_another(bench: Bench) -> None:
+    seen: list[int] = []
+    keep: list[ap.Batch | None] = [None]
+
+    def handle(batch: ap.Batch) -> int:
+        seen.append(id(batch))
+        keep[0] = None if len(seen) != 3 else batch
+        return ap.DROP
+
+    bench.ports[0].fill(64)
+    bench.kernels[0].deliver(numbered(48))
+    with closing(bench.forwarder(handler=handle, batch=8)) as forwarder:
+        forwarder.run(DEADLINE, packets=48)
+    assert len(seen) == 6
+    assert seen[0] == seen[1] == seen[2] != seen[3]
+    assert seen[3] == seen[4] == seen[5]
 
 
 @pytest.mark.parametrize(
@@ -204,13 +270,13 @@ def test_a_packet_handler_sees_the_packet_itself(bench: Bench, view: Any) -> Non
     assert bench.sent[1] == [bytes([packet[0] ^ 0xFF]) + packet[1:] for packet in content]
 
 
-@pytest.mark.parametrize("wrong", [None, "drop", 256, -1, 1.0])
+@pytest.mark.parametrize("wrong", [None, "drop", 256, -1, 1.0, b"", []])
 def test_one_packet_without_a_verdict_is_an_error(bench: Bench, wrong: Any) -> None:
     answers = iter([ap.DROP, wrong, ap.DROP])
     with closing(bench.forwarder(handler=ap.per_packet(lambda packet: next(answers)))) as forwarder:
         bench.ports[0].fill()
         bench.kernels[0].deliver(3)
-        with pytest.raises(ap.VerdictError, match="one of its packets"):
+        with pytest.raises(ap.VerdictError, match="for one of its packets, which is no verdict"):
             forwarder.run(DEADLINE)
         assert forwarder.snapshot().engine.dropped == 3
 

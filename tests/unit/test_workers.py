@@ -156,7 +156,7 @@ def test_frames_kept_by_one_worker_are_sent_by_the_other_and_come_home_as_remote
         def hand_to(other: int) -> Handler:
             def handle(batch: Batch) -> int:
                 target = sides[other]
-                target.forwarder.hand_over(batch.copy(), target.ports[1])
+                target.forwarder.hand_over(batch if other else batch.copy(), target.ports[1])
                 return KEEP
 
             return handle

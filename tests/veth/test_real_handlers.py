@@ -59,8 +59,45 @@ def test_a_numpy_handler_filters_by_five_tuple_and_rewrites(lab: Lab) -> None:
     forward_odd_flows(lab, handle)
 
 
+def test_a_numpy_handler_rewrites_headers_and_their_checksums(lab: Lab) -> None:
+    """The far end verifies both sums, so what is spoiled here arrives only if it was filled again."""
+
+    def handle(batch: ap.Batch) -> Any:
+        assert batch.verify_checksums().all()
+        odd = batch.udp.sport % 2 == 1
+        assert not batch.decrement_ttl(where=odd).any()
+        assert batch.ipv4.verify_checksum().all()
+        assert (batch.ipv4.ttl == np.where(odd, 63, 64)).all()
+        batch.ipv4.ttl += np.uint8(1)  # the sum is wrong from here on, and the other is spoiled
+        batch.udp.where(odd).checksum = 0x1234
+        assert not batch.verify_checksums().any()
+        assert batch.fill_checksums(where=odd) == odd.sum()
+        assert (batch.verify_checksums() == odd).all()
+        batch.eth[0]["dst"][:] = batch.eth[0]["dst"].copy()
+        return np.where(odd, ap.FORWARD(1), ap.DROP)
+
+    forward_odd_flows(lab, handle)
+
+
+def test_a_handler_compiled_for_a_packet_filters_and_counts(lab: Lab) -> None:
+    pytest.importorskip("numba", reason="needs numba: pip install 'afxdp-pool[jit]'")
+    counts = np.zeros(FLOWS, np.int64)
+    out, first, drop = ap.FORWARD(1), packets.SOURCE_PORT, ap.DROP
+
+    @ap.compiled(user=counts)
+    def handle(packet: Any, length: Any, port: Any, user: Any) -> int:
+        flow = ap.be16(packet, 34) - first
+        if length != 100 or flow < 0 or flow >= len(user):
+            return drop
+        user[flow] += 1
+        return out if flow % 2 else drop
+
+    forward_odd_flows(lab, handle)
+    assert counts.tolist() == [COUNT // FLOWS] * FLOWS
+
+
 def test_a_compiled_handler_filters_counts_and_rewrites(lab: Lab) -> None:
-    pytest.importorskip("numba", reason="needs numba: pip install 'afxdp-pool[numba]'")
+    pytest.importorskip("numba", reason="needs numba: pip install 'afxdp-pool[jit]'")
     counts = np.zeros(FLOWS, np.int64)
     out, first = ap.FORWARD(1), packets.SOURCE_PORT
 

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Handlers in C for afxdp_pool: functions in a shared library, which the engine's loop calls itself.
+ *
+ *     #include <afxdp_pool.h>
+ *
+ *     AFP_PACKET_HANDLER(handle)
+ *     {
+ *             return length >= 24 && packet[23] == 17 ? AFP_VERDICT_TX : AFP_VERDICT_DROP;
+ *     }
+ *
+ *     cc -O2 -shared -fPIC -I"$(python -c 'import afxdp_pool; print(afxdp_pool.include_dir())')" -o filter.so filter.c
+ *
+ * Python takes it by  afxdp_pool.from_library("filter.so", "handle"),  the shell by  afxdp-pool handle -i eth1 filter.so:handle.
+ *
+ * A handler runs in the worker's thread, without Python's lock. With several workers it runs in several threads at once, on one
+ * `user`. What it does to memory outside of its packets nobody checks.
+ */
+#ifndef AFXDP_POOL_H
+#define AFXDP_POOL_H
+
+#include <stdint.h>
+
+/* Of what this file declares; a library made for another one is refused. */
+#define AFXDP_POOL_ABI 1
+
+#ifdef __cplusplus
+#define AFP_C extern "C"
+#else
+#define AFP_C extern
+#endif
+
+/* What becomes of a packet. FORWARD: out of the forwarder's port of that number, 0 to 63. */
+#define AFP_VERDICT_DROP 0
+#define AFP_VERDICT_TX 1 /* out of the port it came from */
+#define AFP_VERDICT_KEEP 2 /* the application holds the frame from now on */
+#define AFP_VERDICT_FORWARD(port) (0x80 | (port))
+
+/*
+ * One packet in a frame: `len` bytes at `addr`, which counts from the start of the Umem. A handler may change both within the
+ * frame. `options` are the kernel's, `gen` is the frame's generation: leave them as they are.
+ */
+struct afp_desc {
+	uint64_t addr;
+	uint32_t len;
+	uint16_t options;
+	uint16_t gen;
+};
+
+/*
+ * Called once a batch: n packets in `descs`, which lie in `size` bytes at `umem`; a verdict for each into `verdicts`, all DROP
+ * before the call; `port`, the number of the port they came from; `user`, what Python gave, or NULL.
+ */
+typedef void (*afp_handler)(struct afp_desc *descs, uint32_t n, uint8_t *umem, uint64_t size, uint8_t *verdicts, uint32_t port,
+			    void *user);
+
+/* Called once a packet, of `length` bytes: its verdict. */
+typedef int (*afp_packet_handler)(uint8_t *packet, uint32_t length, uint32_t port, void *user);
+
+/* In front of a function's body: they declare it, and tell Python which of the two it is. */
+#define AFP_BATCH_HANDLER(name) \
+	AFP_HANDLER_KIND(name, 'b') \
+	AFP_C __attribute__((visibility("default"))) void name(struct afp_desc *, uint32_t, uint8_t *, uint64_t, uint8_t *, uint32_t, void *); \
+	void name(struct afp_desc *descs, uint32_t n, uint8_t *umem, uint64_t size, uint8_t *verdicts, uint32_t port, void *user)
+#define AFP_PACKET_HANDLER(name) \
+	AFP_HANDLER_KIND(name, 'p') \
+	AFP_C __attribute__((visibility("default"))) int name(uint8_t *, uint32_t, uint32_t, void *); \
+	int name(uint8_t *packet, uint32_t length, uint32_t port, void *user)
+
+#define AFP_HANDLER_KIND(name, kind) \
+	AFP_C __attribute__((visibility("default"))) const uint32_t name##_afxdp_pool; \
+	const uint32_t name##_afxdp_pool = AFXDP_POOL_ABI << 8 | (kind);
+
+#endif
