@@ -62,6 +62,7 @@ from afxdp_pool.runner import Runner
 from afxdp_pool.stats import EngineStats, KernelStats, LiveStats, PoolStats, PortStats
 from afxdp_pool.tuning import Napi
 from afxdp_pool.umem import Umem
+from afxdp_pool.waiting import wait
 from afxdp_pool.workers import Workers
 
 __version__ = "0.1.0"
@@ -154,4 +155,5 @@ __all__ = [
     "reflect",
     "signature",
     "transmit",
+    "wait",
 ]

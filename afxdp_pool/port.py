@@ -36,6 +36,7 @@ from afxdp_pool.pool import FramePool
 from afxdp_pool.program import XdpProgram
 from afxdp_pool.refusals import raise_refused
 from afxdp_pool.stats import KernelStats, LiveStats, PortStats, kernel_stats, port_stats
+from afxdp_pool.waiting import Waiting
 
 log = logging.getLogger("afxdp_pool")
 _RETRY_STEP = 0.01
@@ -67,7 +68,7 @@ class PortInfo:
     transmit_reason: str = ""
 
 
-class Port:
+class Port(Waiting):
     """A socket on one queue of a network device, over the frames of a pool's Umem.
 
     Args:
@@ -291,6 +292,11 @@ class Port:
         return self._port
 
     @property
+    def closed(self) -> bool:
+        """Whether it was closed. Concurrency: any thread."""
+        return self._port is None
+
+    @property
     def program(self) -> XdpProgram | None:
         """The XDP program this port receives through."""
         return self._program
@@ -344,6 +350,7 @@ class Port:
         got = lib.afp_port_fill(port, check_count(n))
         if got < 0:
             raise self.pool._refusal(got, f"{self.name}: fill")
+        lib.afp_port_wake_rx(port)  # a driver that found FILL empty may have stopped looking
         return int(got)
 
     def receive(self, n: int = 64) -> Batch:
@@ -449,6 +456,8 @@ class Port:
         """
         if self._port is None:
             return
+        if self._waiter is not None:
+            self._waiter()  # before the descriptor goes that it waits for
         self.pause()
         if self._program is not None and self._borrowed:
             return_program(self._program)
@@ -462,3 +471,4 @@ class Port:
             self._live.close()
             self._live = None
         self.pool.umem._ports.discard(self)
+        self._take_back()

@@ -87,6 +87,7 @@ uint32_t afp_port_receive(struct afp_port *port, struct afp_desc *out, uint32_t 
 uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
 uint32_t afp_port_complete(struct afp_port *port, uint32_t n);
 int afp_port_kick(struct afp_port *port);
+void afp_port_wake_rx(struct afp_port *port);
 struct afp_turn { uint32_t completed, waiting, in_tx, missing; int error; };
 int afp_port_recycle(struct afp_port *port, struct afp_turn *out);
 int afp_port_zero_copy(const struct afp_port *port);

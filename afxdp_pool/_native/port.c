@@ -301,7 +301,7 @@ uint32_t afp_socket_complete(struct afp_port *port, uint32_t n)
 
 int afp_port_recycle(struct afp_port *port, struct afp_turn *out)
 {
-	int filled = 0;
+	int owned = port->pool ? port_bind_pool(port) : 0;
 	uint32_t want;
 
 	*out = (struct afp_turn){.completed = afp_port_complete(port, AFP_REFILL)};
@@ -309,9 +309,10 @@ int afp_port_recycle(struct afp_port *port, struct afp_turn *out)
 		more = afp_port_complete(port, AFP_REFILL);
 		out->completed += more;
 	}
-	want = port_fill_want(port);
-	if (want && port->fill.ring) {
-		filled = afp_port_fill(port, want);
+	want = port->pool && port->fill.ring ? port_fill_want(port) : 0;
+	if (want) {
+		if (!owned)
+			(void)afp_port_fill(port, want);
 		/* Few are no danger: it is topped up in bulk, and packets that arrive will bring the next turn. */
 		if (port_in_fill(port) <= port->fill_level / 2)
 			out->missing = port->fill_level - port_in_fill(port);
@@ -322,7 +323,7 @@ int afp_port_recycle(struct afp_port *port, struct afp_turn *out)
 		out->error = afp_port_ask(port);
 	out->waiting = port->rx.ring ? xsk_cons_nb_avail(&port->rx, UINT32_MAX) : 0;
 	out->in_tx = port_in_tx(port);
-	return filled < 0 ? filled : 0;
+	return owned;
 }
 
 /* The socket is closed, so the kernel has let go: every frame it had comes home. Frames are found by their words. */
