@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -23,6 +23,7 @@ from afxdp_pool.config import MAX_COUNT, check_count
 from afxdp_pool.errors import (
     ConfigError,
     FrameSizeError,
+    InvalidDescriptorError,
     MemoryLimitError,
     PoolClosedError,
     PoolError,
@@ -272,6 +273,28 @@ class FramePool(calls.Pool):
         if got == lib.AFP_TOO_LARGE:
             raise FrameSizeError(f"a fragment of {size} bytes is not possible", hint=f"choose 1 to {room}")
         return self._allocated(out, got, "alloc_fragments")
+
+    def write(self, packets: Sequence[bytes | bytearray | memoryview]) -> Batch:
+        """Frames with these packets in them, in order; of fewer packets when the pool and the Umem have no more.
+
+        Raises:
+            InvalidDescriptorError: a packet does not fit a frame; nothing is allocated then.
+            WrongThreadError: another thread owns the pool.
+
+        Concurrency: owner thread only. Ownership: the caller holds the frames until put or sent.
+        """
+        lengths = [len(packet) for packet in packets]
+        room = self.umem.frame_size - self.umem.config.headroom
+        if max(lengths, default=0) > room:
+            raise InvalidDescriptorError(
+                f"a packet of {max(lengths)} bytes does not fit a frame", hint=f"frames here take {room} bytes"
+            )
+        batch = self.alloc(len(packets))
+        memory: Any = memoryview(self._data)  # type: ignore[arg-type]
+        for start, length, packet in zip(batch.addr.tolist(), lengths, packets, strict=False):
+            memory[start : start + length] = packet
+        batch.len[:] = lengths[: len(batch)]
+        return batch
 
     def _new_batch(self, n: int) -> Batch:
         batch = Batch(np.empty(check_count(n), DESC), self._data, frame_size=self._frame_size, umem=self.umem)

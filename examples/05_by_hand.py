@@ -31,14 +31,13 @@ with common.place(__doc__, "a", "b", "c", parser=parser) as here, contextlib.Exi
     received = 0
     deadline = time.monotonic() + here.args.seconds
     while time.monotonic() < deadline and (not sinks or received < COUNT or umem.count_states()["tx"]):
-        source.fill()
+        ap.wait([source, *targets], 0.01)  # sent frames come home, FILL is topped up, until packets arrive
         batch = source.receive()
         received += len(batch)
         pool.ref(batch)  # a second reference to each frame: one for each target
         for target in targets:
             sent = target.transmit(batch)
             pool.put(batch[sent:])  # for want of room in the ring, if ever
-            target.complete()
     print(received, "received")
     for packets in traffic:
         packets.wait(10)

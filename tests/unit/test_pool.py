@@ -13,6 +13,7 @@ from afxdp_pool import (
     ConfigError,
     DoubleFreeError,
     FramePool,
+    InvalidDescriptorError,
     MemoryLimitError,
     PoolClosedError,
     PoolError,
@@ -306,3 +307,17 @@ def test_a_port_that_was_forgotten_is_closed_with_its_umem() -> None:
     (port,) = umem._ports
     umem.close()
     assert port.stats().fill_reclaimed == 32
+
+
+def test_packets_are_written_into_frames_in_order(umem: Umem) -> None:
+    content = [bytes([n]) * (60 + n) for n in range(5)]
+    with FramePool(umem) as pool, conserved(frames=3, headroom=64) as small, FramePool(small) as few:
+        batch = pool.write([content[0], bytearray(content[1]), memoryview(content[2]), *content[3:]])
+        assert [bytes(packet) for packet in batch] == content
+        assert len(pool.write([])) == 0
+        with pytest.raises(InvalidDescriptorError, match=r"4097 bytes does not fit a frame; .* take 4096"):
+            pool.write([b"", bytes(4097)])
+        pool.put(batch)
+        some = few.write(content)
+        assert [bytes(packet) for packet in some] == content[:3], "as many as there are frames"
+        few.put(some)
