@@ -255,6 +255,14 @@ class Frame:
     def __len__(self) -> int:
         return int(self.batch.len[0])
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(
+                f"a Frame has no {name!r}: it is sent by port.transmit(frame), given back by frame.close(), "
+                "and as a batch it is frame.batch"
+            )
+
     def __repr__(self) -> str:
         if self.closed or self._frames.umem is None or not self._frames.umem._open:
             return "<Frame, given away>"

@@ -481,3 +481,11 @@ def test_kept_frames_are_sent_by_another_worker(bench: Bench) -> None:
         bench.finish(forwarder)
         assert bench.sent[1] == content
         assert not any(frames.left for frames in kept)
+
+
+def test_a_frame_given_where_a_batch_belongs_says_what_to_do(pool: FramePool) -> None:
+    frame = Frame(pool.alloc(1))
+    for use in (pool.put, pool.ref):
+        with pytest.raises(AttributeError, match=r"given back by frame.close\(\)"):
+            use(frame)  # type: ignore[arg-type]
+    frame.close()
