@@ -16,7 +16,7 @@ import numpy.typing as npt
 from afxdp_pool._native import calls, ffi, lib
 from afxdp_pool.access import HeaderAccess
 from afxdp_pool.columns import Columns, Fields, FiveTuple
-from afxdp_pool.errors import FrameGoneError, InvalidDescriptorError
+from afxdp_pool.errors import ConfigError, FrameGoneError, InvalidDescriptorError
 
 if TYPE_CHECKING:
     from afxdp_pool.frame import Frame, Frames
@@ -29,6 +29,16 @@ DESC = np.dtype([("addr", "<u8"), ("len", "<u4"), ("options", "<u2"), ("gen", "<
 _DESCS = ffi.typeof("struct afp_desc[]")
 
 Bytes = npt.NDArray[np.uint8]
+
+
+def need_batch(thing: object) -> None:
+    """Raise if it is something else that was given where packets in frames belong.
+
+    Raises:
+        ConfigError: it is no batch.
+    """
+    if not isinstance(thing, Batch):
+        raise ConfigError(f"a {type(thing).__name__} is no batch", hint="pool.write([...]) makes one of bytes")
 
 
 class Batch(calls.Descs, HeaderAccess):
@@ -336,7 +346,8 @@ class Batch(calls.Descs, HeaderAccess):
             FrameGoneError: the frame is no longer the batch's.
         """
         content = np.frombuffer(packet, np.uint8)
-        self._look(range(self._count)[index], 1)
+        _ = self._descs[index]  # or IndexError
+        self._look(index % self._count, 1)
         start = int(self._descs["addr"][index])
         end = start + len(content)
         if end > len(self.data) or (self.frame_size and start % self.frame_size + len(content) > self.frame_size):

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from afxdp_pool._native import lib
-from afxdp_pool.batch import Batch, Bytes
+from afxdp_pool.batch import Batch, Bytes, need_batch
 from afxdp_pool.errors import (
     ConfigError,
     ForeignFrameError,
@@ -47,6 +47,7 @@ class Frames(Batch):
 
     Raises:
         FrameGoneError: a frame is not held, or was given away already. InvalidDescriptorError: descriptors of no Umem.
+        ConfigError: it is no batch.
 
     Ownership: its own, until sent, put or closed. The caller's `batch` is not to be put or sent any more.
     Concurrency: one thread at a time, any thread; it may be forgotten anywhere.
@@ -70,6 +71,7 @@ class Frames(Batch):
 
     def __init__(self, batch: Batch, *, lent: bool = False) -> None:
         self.left = 0
+        need_batch(batch)
         if batch.umem is None:
             raise InvalidDescriptorError("descriptors made by hand, of no Umem, cannot be held")
         batch.require()
@@ -187,8 +189,9 @@ class Frames(Batch):
     def __del__(self) -> None:
         if not getattr(self, "left", 0) or self.umem is None or not self.umem._open:
             return
-        umem, message = self.umem, f"{self!r} forgotten: its frames were given back just now"
-        rest = self._rest()
+        umem, rest = self.umem, self._rest()
+        shown = ", ".join(map(str, rest.frames(rest.frame_size)[:8])) + (", ..." if len(rest) > 8 else "")
+        message = f"{len(rest)} packets forgotten that were kept, and given back just now: frames {shown}"
         if threading.get_ident() in umem._in_callback:
             umem._late.append(rest)  # under the locks of the call that C makes: the next reap() puts them
         else:
@@ -231,6 +234,7 @@ class Frame:
     __slots__ = ("__weakref__", "_frames", "_handed")
 
     def __init__(self, batch: Batch) -> None:
+        need_batch(batch)
         if len(batch) != 1:
             raise ConfigError(f"a Frame is one packet, not {len(batch)}", hint="Frames(batch) holds several")
         self._frames = batch if isinstance(batch, Frames) else Frames(batch)
@@ -355,7 +359,8 @@ def keep(batch: Batch, key: Any) -> Any:
         raise InvalidDescriptorError("descriptors made by hand, of no Umem, cannot be kept")
     one = isinstance(key, (int, np.integer))
     if one:
-        at = range(len(batch))[int(key)]
+        _ = batch.descs[int(key)]  # or IndexError
+        at = int(key) % len(batch)
         key = slice(at, at + 1)
     part = batch[key]
     frames_call(lib.afp_keep_all, umem.table, umem.data, part, "keep")

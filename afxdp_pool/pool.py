@@ -278,12 +278,14 @@ class FramePool(calls.Pool):
         """Frames with these packets in them, in order; of fewer packets when the pool and the Umem have no more.
 
         Raises:
-            InvalidDescriptorError: a packet does not fit a frame; nothing is allocated then.
+            InvalidDescriptorError: a packet does not fit a frame. TypeError: it is not bytes, nor a buffer of them.
+                Nothing is allocated then.
             WrongThreadError: another thread owns the pool.
 
         Concurrency: owner thread only. Ownership: the caller holds the frames until put or sent.
         """
-        lengths = [len(packet) for packet in packets]
+        contents = [memoryview(packet).cast("B") for packet in packets]
+        lengths = [len(content) for content in contents]
         room = self.umem.frame_size - self.umem.config.headroom
         if max(lengths, default=0) > room:
             raise InvalidDescriptorError(
@@ -291,8 +293,8 @@ class FramePool(calls.Pool):
             )
         batch = self.alloc(len(packets))
         memory: Any = memoryview(self._data)  # type: ignore[arg-type]
-        for start, length, packet in zip(batch.addr.tolist(), lengths, packets, strict=False):
-            memory[start : start + length] = packet
+        for start, length, content in zip(batch.addr.tolist(), lengths, contents, strict=False):
+            memory[start : start + length] = content
         batch.len[:] = lengths[: len(batch)]
         return batch
 

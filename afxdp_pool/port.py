@@ -17,7 +17,7 @@ import numpy as np
 
 from afxdp_pool import netdev as netdevs
 from afxdp_pool._native import ffi, lib
-from afxdp_pool.batch import DESC, Batch
+from afxdp_pool.batch import DESC, Batch, need_batch
 from afxdp_pool.binding import borrow_program, check_place, link_gone, open_error, return_program
 from afxdp_pool.config import PortConfig, check_count
 from afxdp_pool.errors import (
@@ -385,6 +385,7 @@ class Port(Waiting):
             if sent:
                 frame._revoke()
             return sent
+        need_batch(batch)
         if batch.data is not self.pool.umem.data:
             raise ForeignFrameError("the batch is of another Umem")
         batch.require()

@@ -318,6 +318,8 @@ def helper_main() -> None:
             report = source.send(**order["send"], stop=stop)
             position = source._position()[1:3]
         print(json.dumps({"report": asdict(report), "position": position}), flush=True)
+    except BrokenPipeError:
+        pass  # whoever asked has gone
     except (AfXdpError, OSError) as error:
         print(json.dumps({"error": str(error)}), flush=True)
     os._exit(0)  # not through the interpreter's end, which would wait for the thread that reads the input

@@ -164,7 +164,7 @@ def test_packets_that_nobody_took_from_a_task_give_themselves_back(pair: tuple[P
         del task
         gc.collect()
 
-    with pytest.warns(ResourceWarning, match="5 of 5 held. forgotten"):
+    with pytest.warns(ResourceWarning, match="5 packets forgotten"):
         run(work())
     assert port.pool.umem.audit().check().app == 0
 

@@ -349,7 +349,7 @@ def forget(batch: Batch) -> None:
 def test_a_forgotten_frame_comes_home_with_a_warning(trace: bool) -> None:
     with Umem(64, trace=trace) as umem, FramePool(umem) as pool:
         batch = pool.alloc(1)
-        with pytest.warns(ResourceWarning, match="1 of 1 held. forgotten") as caught:
+        with pytest.warns(ResourceWarning, match="1 packets forgotten") as caught:
             forget(batch)
         (warning,) = [one for one in caught if "forgotten" in str(one.message)]
         assert ("kept_in_vain = batch.keep(0)" in str(warning.message)) is trace
@@ -481,6 +481,21 @@ def test_kept_frames_are_sent_by_another_worker(bench: Bench) -> None:
         bench.finish(forwarder)
         assert bench.sent[1] == content
         assert not any(frames.left for frames in kept)
+
+
+def test_what_is_no_batch_is_said_to_be_none(pool: FramePool) -> None:
+    port = small_port(pool)
+    wrong: Any = b"a packet"
+    for use in (port.transmit, Frames, Frame):
+        with pytest.raises(ap.ConfigError, match=r"a bytes is no batch; pool.write\(\[...\]\) makes one"):
+            use(wrong)
+    batch = pool.alloc(2)
+    for at in (2, -3):
+        with pytest.raises(IndexError):
+            batch.keep(at)
+        with pytest.raises(IndexError):
+            batch.write(at, b"x")
+    pool.put(batch)
 
 
 def test_a_frame_given_where_a_batch_belongs_says_what_to_do(pool: FramePool) -> None:

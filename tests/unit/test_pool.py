@@ -317,6 +317,10 @@ def test_packets_are_written_into_frames_in_order(umem: Umem) -> None:
         assert len(pool.write([])) == 0
         with pytest.raises(InvalidDescriptorError, match=r"4097 bytes does not fit a frame; .* take 4096"):
             pool.write([b"", bytes(4097)])
+        for wrong in (["abc"], [1], b"abc", [b"abc", None]):
+            with pytest.raises(TypeError):
+                pool.write(wrong)  # type: ignore[arg-type]
+        assert umem.audit().app == 5
         pool.put(batch)
         some = few.write(content)
         assert [bytes(packet) for packet in some] == content[:3], "as many as there are frames"
