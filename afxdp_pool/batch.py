@@ -315,6 +315,8 @@ class Batch(calls.Descs, HeaderAccess):
         self._fields = Fields(columns, pointer, self._count)
 
     def _header_fields(self) -> Fields:
+        if self.umem is not None and self.umem.tracer is not None:
+            self._look(0, self._count)  # it costs as much as a column: only for who looks for mistakes
         return self._fields or self._make_fields()
 
     def _make_fields(self) -> Fields:

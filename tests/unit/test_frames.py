@@ -326,6 +326,20 @@ def test_a_batch_knows_which_of_its_packets_are_gone(received: tuple[Port, FakeK
     pool.put(join(again, batch[5:]))
 
 
+@pytest.mark.parametrize("trace", [False, True])
+def test_columns_look_at_the_frame_table_when_traced(trace: bool) -> None:
+    with Umem(64, trace=trace) as umem, FramePool(umem) as pool:
+        batch = pool.write(numbered(4))
+        assert batch.load(12, ">u2").tolist() == [0x800] * 4
+        pool.put(batch)
+        for use in (lambda: batch.load(0), lambda: batch.eth.type, batch.five_tuple, lambda: batch.store(0, "u1", 0)):
+            if trace:
+                with pytest.raises(FrameGoneError):
+                    use()
+            else:
+                use()
+
+
 def test_a_reference_put_by_who_had_none_is_found_out(pool: FramePool) -> None:
     batch = pool.alloc(1)
     frame = batch.keep(0)
