@@ -8,7 +8,6 @@ way and through whichever part of them it goes; what was given away is known, an
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import warnings
 from collections.abc import Iterable
@@ -197,7 +196,7 @@ class Frames(Batch):
         else:
             with contextlib.suppress(PoolError):
                 umem.put(rest)
-        if self._lent or sys.is_finalizing():
+        if self._lent:
             return
         if self._taken is None:
             message += "; run with AFXDP_POOL_TRACE=1 to see where they were kept"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import queue
+import random
 import threading
 import warnings
 from collections.abc import Iterator
@@ -518,3 +520,37 @@ def test_a_frame_given_where_a_batch_belongs_says_what_to_do(pool: FramePool) ->
         with pytest.raises(AttributeError, match=r"given back by frame.close\(\)"):
             use(frame)  # type: ignore[arg-type]
     frame.close()
+
+
+def test_threads_clone_close_and_forget_at_once() -> None:
+    """The owner keeps allocating meanwhile; at the end every reference was given back once."""
+    rounds, threads = 200, 4
+    with conserved() as umem, FramePool(umem) as pool:
+        waiting: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+
+        def work(number: int) -> None:
+            chance = random.Random(number)
+            while (frame := waiting.get()) is not None:
+                clone = frame.clone()
+                assert bytes(clone) == bytes(frame) == b"x" * 60
+                for one in chance.sample([frame, clone], 2):
+                    if chance.random() < 0.5:
+                        one.close()
+                del frame, clone, one
+
+        workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+        for worker in workers:
+            worker.start()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            for _ in range(rounds):
+                batch = pool.write([b"x" * 60] * 8)
+                for i in range(len(batch)):
+                    waiting.put(batch.keep(i))
+                pool.put(batch)
+            for _ in workers:
+                waiting.put(None)
+            for worker in workers:
+                worker.join()
+        pool.collect()
+        assert umem.audit().check().app == 0
