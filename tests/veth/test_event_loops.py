@@ -37,10 +37,10 @@ class Two:
 
 
 @contextmanager
-def two_ports(lab: Lab, transmit: Any = "socket") -> Iterator[Two]:
+def two_ports(lab: Lab, transmit: Any = "socket", **options: Any) -> Iterator[Two]:
     """At the end every frame must be home."""
     pairs = lab.veth("left"), lab.veth("right")
-    config = ap.PortConfig(transmit=transmit, fill_level=1024)
+    config = ap.PortConfig(transmit=transmit, fill_level=1024, **options)
     memory = ap.BpfMemory(8192 * 4096) if transmit == "live" else None
     with ap.Umem(8192, memory=memory) as umem, ap.FramePool(umem) as pool:
         opened = [ap.Port(pool, pair.near.name, netns=lab.engine_netns, config=config) for pair in pairs]
@@ -135,6 +135,34 @@ def test_no_wake_up_of_a_socket_is_lost(lab: Lab, monkeypatch: pytest.MonkeyPatc
             assert two.pool.put(port.receive()) == 1
             answered.release()
         sender.join()
+
+
+@pytest.mark.parametrize("config", [{"need_wakeup": False}, {"busy_poll_us": 20}, {"mode": "copy", "tx_budget": 0}])
+def test_a_socket_of_any_kind_is_awaited_and_sends(lab: Lab, config: dict[str, Any]) -> None:
+    count = 1000
+
+    async def reflect(port: ap.Port) -> None:
+        async for batch in port.packets(32):
+            await port.atransmit(batch)
+
+    with two_ports(lab, **config) as two, Sink(two.pairs[0].far) as sink, Source(two.pairs[0].far) as source:
+        port = two.ports[0]
+
+        async def work() -> None:
+            task = asyncio.create_task(reflect(port))
+            for sent in range(100, count + 1, 100):
+                await asyncio.to_thread(source.send, 100)
+                while sink.report().packets < sent:
+                    await asyncio.sleep(0.001)
+            await port.adrain()
+            task.cancel()
+            await asyncio.wait([task])
+
+        run(work())
+        perfect(sink.report(), count)
+        stats = port.stats()
+        assert (stats.rx_packets, stats.tx_completed) == (count, count)
+        assert stats.rx_kicks > 0, "asked before each sleep: a driver that wants to be woken, or polled, is"
 
 
 def test_a_task_that_is_cancelled_under_load_loses_no_frame(lab: Lab) -> None:
