@@ -47,4 +47,5 @@ def test_the_program_uses_every_public_class() -> None:
 def test_the_package_says_that_it_is_typed() -> None:
     assert (Path(afxdp_pool.__file__).parent / "py.typed").exists()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["afxdp_pool"], "and the wheel too"
+    shipped = project["tool"]["setuptools"]["package-data"]["afxdp_pool"]
+    assert {"py.typed", "_native/*.pyi"} <= set(shipped), "and the wheel too"
