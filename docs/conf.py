@@ -23,7 +23,7 @@ exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.xref_ambiguous"]
+suppress_warnings = ["myst.xref_ambiguous", "ref.python"]  # `type` of a field is one of several headers
 copybutton_prompt_text = r"\$ |# |>>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 

@@ -49,7 +49,11 @@ class Delivery:
         return arrived and self.delivered == self.sent == self.wanted
 
     def check(self) -> Self:
-        """Return self, or raise AssertionError saying what is wrong."""
+        """Return self if it is `exact`.
+
+        Raises:
+            AssertionError: it is not; the text says what is wrong.
+        """
         __tracebackhide__ = True  # pytest shows the line of the test
         if not self.exact:
             raise AssertionError(str(self))

@@ -156,5 +156,6 @@ def test_examples_in_docstrings_run() -> None:
         "afxdp_pool.compiling.compiled",
         "afxdp_pool.testing.lab",
         "afxdp_pool.testing.latency",
+        "afxdp_pool.testing.proof.Traffic",
         "afxdp_pool.testing.traffic",
     }
