@@ -110,6 +110,15 @@ def port_number(text: str) -> int:
     return int(text)
 
 
+def listening(text: str) -> tuple[str, int]:
+    """An address and a port of TCP from ``"9400"``, ``"0.0.0.0:9400"`` or ``"[::1]:9400"``."""
+    address, _, port = text.rpartition(":")
+    bare = address.removeprefix("[").removesuffix("]") if address.startswith("[") else address
+    if (":" in bare) != address.startswith("["):
+        raise argparse.ArgumentTypeError(f"{text!r}: write an IPv6 address as [::1]:9400")
+    return bare or "127.0.0.1", port_number(port)
+
+
 def rule(text: str) -> Rule:
     """A rule from ``"protocol=udp,port=53"``: the fields of `Rule`, with - or _ in their names."""
     readers: dict[str, Callable[[str], int | str]] = {
@@ -301,6 +310,9 @@ def _add_path(command: argparse.ArgumentParser, *, receives: bool = True, sends:
     shown.add_argument("--live", action=argparse.BooleanOptionalAction,
         help="the live view; default: on a terminal, if the extra tui (rich) is installed")  # fmt: skip
     shown.add_argument("--quiet", action="store_true", help="nothing but errors, and with --json the document")
+
+    add("--metrics", metavar="[ADDR:]PORT", type=listening,
+        help="serve Prometheus metrics there while it runs, by default on 127.0.0.1 (extra metrics)")  # fmt: skip
 
     memory = command.add_argument_group("memory")
     memory.add_argument("--frames", metavar="N", type=count, help="frames of the UMEM; default: what the rings need")

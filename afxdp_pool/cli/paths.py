@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, Self
 
@@ -138,6 +139,23 @@ def open_capture(args: argparse.Namespace, forwarder: ap.Runner) -> Capture | No
     )
 
 
+def open_metrics(args: argparse.Namespace, forwarder: ap.Runner) -> AbstractContextManager[object]:
+    """The metrics' endpoint, if one is wanted; says where it is.
+
+    Raises:
+        AfXdpError: see `afxdp_pool.metrics.serve`.
+    """
+    if args.metrics is None:
+        return nullcontext()
+    from afxdp_pool.metrics import serve
+
+    address, port = args.metrics
+    endpoint = serve(forwarder, port, address)
+    if not args.quiet:
+        print(f"metrics on {endpoint.url}", file=sys.stderr, flush=True)
+    return endpoint
+
+
 def _end_capture(capture: Capture | None) -> ap.AfXdpError | None:
     try:
         if capture is not None:
@@ -168,12 +186,13 @@ def run(args: argparse.Namespace) -> int:
         # Once its sockets are open packets come in, so everything else is made before.
         look, view = _presence(args), choose_view(args, notices)
         with open_path(args) as forwarder:
-            capture = open_capture(args, forwarder)
-            try:
-                error = _watch(args, forwarder, view, look, signals)
-            finally:
-                signals.stops(None)
-                failed = _end_capture(capture)
+            with open_metrics(args, forwarder):
+                capture = open_capture(args, forwarder)
+                try:
+                    error = _watch(args, forwarder, view, look, signals)
+                finally:
+                    signals.stops(None)
+                    failed = _end_capture(capture)
             report, proof = forwarder.snapshot(), prove(forwarder)
         if isinstance(error, BrokenPipeError):
             raise error

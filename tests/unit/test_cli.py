@@ -215,6 +215,25 @@ def test_captures_need_their_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         traffic.read_capture(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("9400", ("127.0.0.1", 9400)),
+        ("0.0.0.0:1", ("0.0.0.0", 1)),
+        ("[::1]:0", ("::1", 0)),
+        ("host:65535", ("host", 65535)),
+    ],
+)
+def test_where_to_listen(text: str, place: tuple[str, int]) -> None:
+    assert arguments.listening(text) == place
+
+
+@pytest.mark.parametrize("text", ["", "x", "host:", "::1:9400", "[host]:1", "1.2.3.4:65536"])
+def test_nowhere_to_listen(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        arguments.listening(text)
+
+
 def test_the_words_for_captures(capsys: pytest.CaptureFixture[str]) -> None:
     args = arguments.parse(["drop", "-i", "a", "--capture", "f", "--capture-packets", "2k", "--capture-rule", "port=5"])
     assert (args.capture_packets, args.capture_rule) == (2000, [Rule(port=5)])

@@ -13,12 +13,14 @@ import subprocess
 import sys
 import termios
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 from live_lab import perfect
+from prometheus_client.parser import text_string_to_metric_families
 
 from afxdp_pool import hook as xdp
 from afxdp_pool.cli.traffic import read_capture
@@ -66,19 +68,19 @@ class Running:
         self.process = subprocess.Popen(
             [*COMMAND, *words, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
+        self.said: list[str] = []
         self.wait_for("frames umem")
 
     def wait_for(self, text: str) -> None:
         """Read lines of progress until one has `text`."""
         assert self.process.stderr is not None
-        seen = []
         deadline = time.monotonic() + WITHIN
         while line := self.process.stderr.readline():
-            seen.append(line)
+            self.said.append(line)
             if text in line:
                 return
-            assert time.monotonic() < deadline, seen
-        raise AssertionError(f"it ended: {seen}")
+            assert time.monotonic() < deadline, self.said
+        raise AssertionError(f"it ended: {self.said}")
 
     def stop(self, number: int = signal.SIGINT) -> dict[str, Any]:
         """Stop it by a signal; the document, its audit checked."""
@@ -384,6 +386,23 @@ def test_a_capture_beside_a_forward(lab: Lab, tmp_path: Path) -> None:
             (left.near.name, "0x00000001", "9", "1"),
             (right.near.name, "0x00000002", "9", "1"),
         }
+
+
+def test_metrics_while_it_runs(pair: VethPair) -> None:
+    with running("drop", *place(pair.near), "--metrics", "0") as drop, Source(pair.far) as source:
+        sent = source.send(1000, rate=100_000).delivered
+        drop.wait_for(f"received {sent:,}")
+        (line,) = (line for line in drop.said if line.startswith("metrics on "))
+        with urllib.request.urlopen(line.split()[2], timeout=WITHIN) as answer:
+            text = answer.read().decode()
+        document = drop.stop()
+    found = {(sample.name, sample.labels.get("queue")): sample for family in text_string_to_metric_families(text)
+             for sample in family.samples}  # fmt: skip
+    assert found["afxdp_pool_rx_packets_total", "0"].value == sent == document["received"]
+    labels = found["afxdp_pool_port_info", "0"].labels
+    assert (labels["netdev"], labels["netns"], labels["driver"]) == (pair.near.name, pair.near.netns, "veth")
+    assert (labels["mode"], labels["xdp_mode"], labels["transmit"]) == ("copy", "native", "none")
+    assert found["afxdp_pool_program_redirected_packets_total", None].value == sent
 
 
 # What cannot be -------------------------------------------------------------------------------------------------------
