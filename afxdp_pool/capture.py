@@ -110,9 +110,6 @@ class Capture:
 
     Concurrency: made and closed by any thread, while the ports run. Each of several given ports may have a thread of
     its own. Ownership: the ports are not its own.
-
-    >>> with Capture("forward.pcapng", forwarder, packets=1000):        # doctest: +SKIP
-    ...     forwarder.run(duration=10)
     """
 
     def __init__(

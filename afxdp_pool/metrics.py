@@ -112,9 +112,6 @@ class Collector(_Collector):
 
     Concurrency: `collect` by any thread, while the runner works. Close it before the runner: a scrape under way is
     waited for, and later ones are empty.
-
-    >>> registry = prometheus_client.CollectorRegistry()                # doctest: +SKIP
-    >>> registry.register(Collector(forwarder))                         # doctest: +SKIP
     """
 
     def __init__(self, runner: Runner, labels: Mapping[str, str] | None = None) -> None:
@@ -202,9 +199,6 @@ def serve(runner: Runner, port: int, addr: str = "127.0.0.1", *, labels: Mapping
 
     Raises:
         AfXdpError: the address cannot be listened on.
-
-    >>> with serve(forwarder, 9400):                                    # doctest: +SKIP
-    ...     forwarder.run()
     """
     return Endpoint(runner, port, addr, labels)
 
@@ -227,8 +221,8 @@ class _Families:
         yield from self._of_live([(at, port) for at, port in ports if port.live is not None])
         programs = {(netdev, netns): port.program for (netdev, _, netns), port in ports if port.program}
         for field, (name, text) in _PROGRAM.items():
-            values = [(at, counters[field]) for at, counters in programs.items()]
-            yield self._counter(name, text, _NETDEV_LABELS, values)
+            counted = [(at, counters[field]) for at, counters in programs.items()]
+            yield self._counter(name, text, _NETDEV_LABELS, counted)
         rings = [((*at, ring), level) for at, port in ports for ring, level in port.rings.items()]
         yield self._gauge("ring_entries", "Entries in a ring now", (*_PORT_LABELS, "ring"), rings)
         yield self._granted(ports)
@@ -278,7 +272,8 @@ class _Families:
     def _gauge(self, name: str, text: str, labels: tuple[str, ...], values: Iterable[Any]) -> Metric:
         return self._filled(GaugeMetricFamily(_PREFIX + name, text, labels=[*self._labels, *labels]), values)
 
-    def _filled(self, family: Any, values: Iterable[Any]) -> Any:
+    def _filled(self, family: Any, values: Iterable[Any]) -> Metric:
         for at, value in values:
             family.add_metric([*self._labels.values(), *at], value)
-        return family
+        filled: Metric = family
+        return filled

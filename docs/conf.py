@@ -33,6 +33,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:obj", ".*"),
     ("py:class", r"(numpy|np|npt|collections|mmap|pathlib|threading|types)\..*|Path|Bytes|.*\.Columns"),  # of others
+    ("py:class", r"prometheus_client\..*"),
 ]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import fields
+from typing import Any
 
 import pytest
 from bench import DEADLINE, Bench, forwarding, numbered
@@ -69,14 +70,15 @@ def get(url: str) -> str:
 
 
 def test_every_counter_has_its_metric() -> None:
-    for stats, tables in [
+    every: list[tuple[type[Any], list[dict[str, Any]]]] = [
         (PortStats, [metrics._PORT]),
         (KernelStats, [metrics._KERNEL]),
         (LiveStats, [metrics._LIVE, metrics._LIVE_GAUGES]),
         (EngineStats, [metrics._ENGINE]),
         # As one gauge, for they are 32 bits wide and wrap.
         (PoolStats, [metrics._POOL, {"hold_cnt": "", "release_cnt": ""}]),
-    ]:
+    ]
+    for stats, tables in every:
         said: list[str] = [name for table in tables for name in table]
         assert said == [field.name for field in fields(stats)], f"afxdp_pool/metrics.py: a name and help for {stats}"
 
