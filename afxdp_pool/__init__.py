@@ -50,6 +50,7 @@ from afxdp_pool.forwarder import Forwarder
 from afxdp_pool.frame import Frame, Frames
 from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
 from afxdp_pool.headers import ARP, ETH, ICMP, IPV4, IPV6, TCP, UDP, VLAN
+from afxdp_pool.info import Info, LoopInfo, MemoryInfo, Versions, XdpInfo
 from afxdp_pool.libraries import from_library, include_dir
 from afxdp_pool.memory import BpfMemory
 from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
@@ -101,11 +102,14 @@ __all__ = [
     "FramePool",
     "FrameSizeError",
     "Frames",
+    "Info",
     "InterfaceDownError",
     "InvalidDescriptorError",
     "KernelStats",
     "LinkGoneError",
     "LiveStats",
+    "LoopInfo",
+    "MemoryInfo",
     "MemoryLimitError",
     "MissingExtraError",
     "ModeUnsupportedError",
@@ -138,9 +142,11 @@ __all__ = [
     "Umem",
     "UmemConfig",
     "VerdictError",
+    "Versions",
     "WorkerReport",
     "Workers",
     "WrongThreadError",
+    "XdpInfo",
     "XdpProgram",
     "be16",
     "be32",

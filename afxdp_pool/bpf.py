@@ -309,13 +309,20 @@ class BpfObject:
 
 @dataclass(frozen=True)
 class ProgramInfo:
-    """What the kernel tells about a loaded program of anybody's. `load_time_ns` is CLOCK_BOOTTIME."""
+    """What the kernel tells about a loaded program of anybody's.
+
+    `load_time_ns` is CLOCK_BOOTTIME, `tag` a hash of its instructions. `run_time_ns` and `run_cnt` count only while
+    the sysctl kernel.bpf_stats_enabled is set.
+    """
 
     id: int
     name: str
     type: int
     load_time_ns: int
     map_ids: tuple[int, ...]
+    tag: str
+    run_time_ns: int
+    run_cnt: int
 
 
 def program_info(fd: int) -> ProgramInfo:
@@ -325,7 +332,10 @@ def program_info(fd: int) -> ProgramInfo:
     if (failed := lib.afp_prog_info(fd, info)) < 0:
         raise failure(failed, subject=f"program descriptor {fd}", doing="reading its description")
     ids = tuple(info.map_ids[i] for i in range(min(info.map_count, len(info.map_ids))))
-    return ProgramInfo(info.id, _text(info.name), info.type, info.load_time_ns, ids)
+    tag = bytes(info.tag).hex()
+    return ProgramInfo(
+        info.id, _text(info.name), info.type, info.load_time_ns, ids, tag, info.run_time_ns, info.run_cnt
+    )
 
 
 def program_by_id(program_id: int) -> ProgramInfo | None:

@@ -33,6 +33,7 @@ from afxdp_pool.errors import (
 )
 from afxdp_pool.handlers import DROP, FORWARD, TX, Handler, check_handler
 from afxdp_pool.handling import bad_verdicts, slices
+from afxdp_pool.info import Info, make_info
 from afxdp_pool.port import Port
 from afxdp_pool.report import Report, make_report
 from afxdp_pool.routes import Route, Template, mac
@@ -84,6 +85,7 @@ class Forwarder(Runner):
         self.ports = list(ports)
         self.handler = handler
         self.batch = check_batch(batch)
+        self.spin = spin
         self.cpu = cpu
         if not 0 <= spin < 1 << 32:
             raise ConfigError(f"{spin} rounds of spinning are not possible", hint="choose 0 to 2^32 - 1")
@@ -368,6 +370,10 @@ class Forwarder(Runner):
     def snapshot(self) -> Report:
         """What happened so far: every counter, and where the frames are. Concurrency: any thread."""
         return make_report(self.seconds, self.umem, self.ports, self.pools, self.engine_stats())
+
+    def info(self) -> Info:
+        """What was granted: ports, XDP programs, memory, the loop, versions. Concurrency: any thread."""
+        return make_info(self.umem, self.ports, [self])
 
     @property
     def seconds(self) -> float:

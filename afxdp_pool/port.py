@@ -56,6 +56,11 @@ class PortInfo:
         transmit: ``"live"``: by live frames, and by the socket where those do not pay or not go; ``"socket"``; or
             ``"none"``.
         transmit_reason: why not by live frames; empty when it is.
+        netns: the network namespace it was asked for; None: the caller's.
+        fill_size, comp_size, rx_size, tx_size: entries of its rings; 0: it has no such ring.
+        fill_level: frames kept in FILL.
+        busy_poll_us: how long a call of the socket polls the driver; 0: not at all.
+        program_id: the XDP program it receives through, None without one.
     """
 
     netdev: str
@@ -66,6 +71,14 @@ class PortInfo:
     pages: str
     transmit: str = "socket"
     transmit_reason: str = ""
+    netns: str | None = None
+    fill_size: int = 0
+    comp_size: int = 0
+    rx_size: int = 0
+    tx_size: int = 0
+    fill_level: int = 0
+    busy_poll_us: int = 0
+    program_id: int | None = None
 
 
 class Port(Waiting):
@@ -305,6 +318,7 @@ class Port(Waiting):
     def info(self) -> PortInfo:
         """What was granted, as opposed to what was asked for."""
         zero_copy = lib.afp_port_zero_copy(self.native) == 1
+        c = self.config
         return PortInfo(
             self.netdev,
             self.queue,
@@ -312,8 +326,16 @@ class Port(Waiting):
             "zero-copy" if zero_copy else "copy",
             self._program.mode if self._program else None,
             self.pool.umem.pages,
-            ("live" if self._live else "socket") if self.config.transmit else "none",
+            ("live" if self._live else "socket") if c.transmit else "none",
             self._no_live,
+            self._netns,
+            c.fill_size,
+            c.comp_size,
+            c.rx_size if c.receive else 0,
+            c.tx_size if c.transmit else 0,
+            c.fill_level,
+            c.busy_poll_us,
+            self._program.id if self._program else None,
         )
 
     def resume(self) -> None:

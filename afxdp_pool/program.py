@@ -82,6 +82,7 @@ class XdpProgram:
         attach_kind: ``"link"`` or ``"libxdp"``.
         netdev: the device as it was at construction.
         id: the program's number in the kernel.
+        loaded: what the kernel told of it when it was loaded.
 
     Raises:
         NoSuchInterfaceError, NoSuchNamespaceError: there is no such device.
@@ -232,7 +233,8 @@ class XdpProgram:
             program.close()
             raise
         self._object = program
-        self.id = program_info(program.program(_PROGRAM)).id
+        self.loaded = program_info(program.program(_PROGRAM))
+        self.id = self.loaded.id
 
     def _loaded(self) -> BpfObject:
         if self._object is None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from afxdp_pool.audit import Audit
+from afxdp_pool.info import Info
 from afxdp_pool.report import Report
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ class Runner(ABC):
     @abstractmethod
     def snapshot(self) -> Report:
         """What happened so far: every counter, and where the frames are. Concurrency: any thread."""
+
+    @abstractmethod
+    def info(self) -> Info:
+        """What was granted: ports, XDP programs, memory, loops, versions. Concurrency: any thread."""
 
     @abstractmethod
     def close(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from afxdp_pool.errors import ConfigError
 from afxdp_pool.forwarder import SLICE, Forwarder
+from afxdp_pool.info import Info, make_info
 from afxdp_pool.report import Report, WorkerReport, make_report
 from afxdp_pool.runner import Runner
 from afxdp_pool.stats import EngineStats
@@ -180,6 +181,10 @@ class Workers(Runner):
         total = EngineStats.sum(part.engine for part in parts)
         seconds = max(part.seconds for part in parts)
         return make_report(seconds, self.umem, self.ports, self.pools, total, tuple(parts))
+
+    def info(self) -> Info:
+        """What was granted: ports, XDP programs, memory, a loop a worker, versions. Concurrency: any thread."""
+        return make_info(self.umem, self.ports, self.forwarders)
 
     def _received(self) -> int:
         return sum(port.stats().rx_packets for port in self.ports)

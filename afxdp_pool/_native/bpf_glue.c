@@ -70,6 +70,9 @@ int afp_prog_info(int fd, struct afp_prog_info *out)
 	out->id = info.id;
 	out->type = info.type;
 	out->load_time_ns = info.load_time;
+	memcpy(out->tag, info.tag, sizeof(out->tag));
+	out->run_time_ns = info.run_time_ns;
+	out->run_cnt = info.run_cnt;
 	out->map_count = info.nr_map_ids;
 	memcpy(out->name, info.name, sizeof(out->name));
 	return 0;

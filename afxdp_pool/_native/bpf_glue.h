@@ -19,6 +19,8 @@ struct afp_prog_info {
 	uint32_t map_count;    /* may be more than map_ids holds */
 	uint32_t map_ids[AFP_MAX_MAP_IDS];
 	char name[BPF_OBJ_NAME_LEN];
+	uint8_t tag[BPF_TAG_SIZE];
+	uint64_t run_time_ns, run_cnt; /* counted while kernel.bpf_stats_enabled is set */
 };
 
 struct afp_map_info {

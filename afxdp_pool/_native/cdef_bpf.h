@@ -74,6 +74,8 @@ struct afp_prog_info {
 	uint32_t map_count;
 	uint32_t map_ids[32];
 	char name[16];
+	uint8_t tag[8];
+	uint64_t run_time_ns, run_cnt;
 };
 
 struct afp_map_info {

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from afxdp_pool import PortConfig
 from afxdp_pool.cli.finding import Finding
+from afxdp_pool.info import library_version
 
 _AF_XDP = getattr(socket, "AF_XDP", 44)
 #: BPF links for XDP, which take the program off when its process ends.
@@ -129,8 +130,7 @@ def _libraries(maps: str) -> list[Finding]:
     """The versions of the libraries this process runs with, from the files it has mapped."""
     found = []
     for name in ("libxdp", "libbpf"):
-        match = re.search(rf"/{name}[^/\s]*\.so\.(\d[\d.]*)$", maps, re.MULTILINE)
-        found.append(Finding(name, "ok", match[1] if match else "linked in"))
+        found.append(Finding(name, "ok", library_version(name, maps) or "linked in"))
     return found
 
 

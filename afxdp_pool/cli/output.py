@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from afxdp_pool import AfXdpError, Audit, PortReport, PrivilegeError, Report, __version__
+from afxdp_pool import AfXdpError, Audit, Info, PortReport, PrivilegeError, Report, __version__
 from afxdp_pool.cli.meter import FILL_EMPTY, Rate, losses
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Outcome:
     error: str | None = None
     notices: tuple[str, ...] = ()
     captured: Captured | None = None
+    info: Info | None = None
 
 
 def scaled(value: float, unit: str) -> str:
@@ -239,17 +240,7 @@ def document(args: argparse.Namespace, outcome: Outcome) -> dict[str, Any]:
         "stopped_by": outcome.stopped_by,
         "error": outcome.error,
         "notices": list(outcome.notices),
-        "granted": {
-            port.name: {
-                "mode": port.info.mode,
-                "xdp_mode": port.info.xdp_mode,
-                "driver": port.info.driver,
-                "transmit": port.info.transmit,
-                "transmit_reason": port.info.transmit_reason,
-            }
-            for port in outcome.report.ports
-            if port.info
-        },
+        "info": outcome.info.as_dict() if outcome.info else None,
         **outcome.report.as_dict(),
         "capture": asdict(outcome.captured) if outcome.captured else None,
         "audit": outcome.proof.as_dict(),

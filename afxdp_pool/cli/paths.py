@@ -193,13 +193,15 @@ def run(args: argparse.Namespace) -> int:
                 finally:
                     signals.stops(None)
                     failed = _end_capture(capture)
-            report, proof = forwarder.snapshot(), prove(forwarder)
+            report, info, proof = forwarder.snapshot(), forwarder.info(), prove(forwarder)
         if isinstance(error, BrokenPipeError):
             raise error
         error = error or failed
         said = sentence(error, args.interface) if error else None
         captured = Captured.of(capture) if capture else None
-        outcome = Outcome(report, proof, _reason(args, report, signals, error), said, tuple(notices.all), captured)
+        outcome = Outcome(
+            report, proof, _reason(args, report, signals, error), said, tuple(notices.all), captured, info
+        )
         return _finish(args, outcome, error)
 
 

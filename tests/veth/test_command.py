@@ -147,14 +147,16 @@ def test_drop_in_the_mode_demanded(pair: VethPair, mode: str) -> None:
             wire.send(packets.build(seq=n))
         drop.wait_for("received 500 ")
         document = drop.stop()
-    (granted,) = document["granted"].values()
-    assert granted == {
-        "mode": "copy",
-        "xdp_mode": mode,
-        "driver": "veth",
-        "transmit": "none",
-        "transmit_reason": "",
-    }
+    (port,), (program,) = document["info"]["ports"], document["info"]["programs"]
+    assert (port["netdev"], port["queue"], port["netns"], port["driver"]) == (
+        pair.near.name,
+        0,
+        pair.near.netns,
+        "veth",
+    )
+    assert (port["mode"], port["xdp_mode"], port["transmit"], port["transmit_reason"]) == ("copy", mode, "none", "")
+    assert (program["id"], program["name"], program["mode"]) == (port["program_id"], "afxdp_redirect", mode)
+    assert len(program["tag"]) == 16
     assert (document["received"], left(document)) == (500, 0)
 
 
