@@ -1,6 +1,6 @@
 """The demo: drop, forward and tx on real packets between veth pairs, and a picture of every frame.
 
-Makes a lab of network namespaces, loads it, shows the rates, proves the audits and draws demo/umem.png.
+Makes a lab of network namespaces, loads it, shows the rates, proves the audits, draws demo/umem.png and demo/umem.gif.
 Nothing outside the lab is touched, and the lab is gone afterwards.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import afxdp_pool as ap
-from afxdp_pool.picture import Recorder, draw_umem
+from afxdp_pool.picture import Recorder, animate_umem, draw_umem
 from afxdp_pool.testing import packets
 from afxdp_pool.testing.lab import Lab
 from afxdp_pool.testing.traffic import Sink, Source
@@ -119,10 +119,13 @@ def main() -> int:
             say(f"    sink:    {seen.packets:,} packets, corrupt {seen.corrupt}; the link dropped {dropped:,}")
             settle(forwarder, recording)
             recordings.append(recording)
+    moving = arguments.output.with_suffix(".gif")
     draw_umem(recordings, arguments.output, "Where every frame of the UMEM is")
+    animate_umem(recordings, moving, "Where every frame of the UMEM is", most=75)
     if "SUDO_UID" in os.environ:
-        os.chown(arguments.output, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
-    say(f"\nThe picture of every frame: {os.path.relpath(arguments.output)}")
+        for path in (arguments.output, moving):
+            os.chown(path, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
+    say(f"\nThe pictures of every frame: {os.path.relpath(arguments.output)}, {os.path.relpath(moving)}")
     return 0
 
 

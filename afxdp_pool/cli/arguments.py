@@ -110,6 +110,17 @@ def port_number(text: str) -> int:
     return int(text)
 
 
+def ending(*known: str) -> Callable[[str], str]:
+    """A file whose name ends in one of these."""
+
+    def read(text: str) -> str:
+        if not text.lower().endswith(known):
+            raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(known[:-1])} or {known[-1]}")
+        return text
+
+    return read
+
+
 def listening(text: str) -> tuple[str, int]:
     """An address and a port of TCP from ``"9400"``, ``"0.0.0.0:9400"`` or ``"[::1]:9400"``."""
     address, _, port = text.rpartition(":")
@@ -333,6 +344,12 @@ def _add_path(command: argparse.ArgumentParser, *, receives: bool = True, sends:
     add("--threaded-napi", action=argparse.BooleanOptionalAction, help="the driver in kernel threads, while it runs")
     add("--napi-defer-hard-irqs", metavar="N", type=count, help="set while it runs; with --busy-poll, such as 2")
     add("--gro-flush-timeout", metavar="NS", type=count, help="set while it runs; with --busy-poll, such as 200000")
+
+    drawn = command.add_argument_group("pictures", "where every frame of the UMEM was (extra plot)")
+    drawn.add_argument("--picture", metavar="FILE", type=ending(".png", ".svg", ".pdf"),
+        help="a map of all frames over time: .png, .svg or .pdf")  # fmt: skip
+    drawn.add_argument("--animation", metavar="FILE", type=ending(".gif", ".png", ".webp"),
+        help="every frame at its place: .gif, .png or .webp")  # fmt: skip
 
     copies = command.add_argument_group("capture", "packets copied to a pcapng file on their way (extra pcap)")
     add = copies.add_argument

@@ -29,6 +29,7 @@ from afxdp_pool.errors import LinkGoneError, NoSuchInterfaceError, NoSuchNamespa
 
 if TYPE_CHECKING:
     from afxdp_pool.capture import Capture
+    from afxdp_pool.cli.pictures import Pictures
 
 #: Seconds between two looks whether the interfaces are still there.
 LOOK_EVERY = 1.0
@@ -156,10 +157,23 @@ def open_metrics(args: argparse.Namespace, forwarder: ap.Runner) -> AbstractCont
     return endpoint
 
 
-def _end_capture(capture: Capture | None) -> ap.AfXdpError | None:
+def open_pictures(args: argparse.Namespace, forwarder: ap.Runner) -> Pictures | None:
+    """What samples for pictures, if any is wanted.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    if args.picture is None and args.animation is None:
+        return None
+    from afxdp_pool.cli.pictures import Pictures
+
+    return Pictures(args, forwarder.umem)
+
+
+def _end(last: Callable[[], None]) -> ap.AfXdpError | None:
+    """Do what is to be done at the end; the error, for the run itself went well."""
     try:
-        if capture is not None:
-            capture.close()
+        last()
     except ap.AfXdpError as error:
         return error
     return None
@@ -186,14 +200,17 @@ def run(args: argparse.Namespace) -> int:
         # Once its sockets are open packets come in, so everything else is made before.
         look, view = _presence(args), choose_view(args, notices)
         with open_path(args) as forwarder:
-            with open_metrics(args, forwarder):
-                capture = open_capture(args, forwarder)
-                try:
-                    error = _watch(args, forwarder, view, look, signals)
-                finally:
-                    signals.stops(None)
-                    failed = _end_capture(capture)
-            report, info, proof = forwarder.snapshot(), forwarder.info(), prove(forwarder)
+            pictures = open_pictures(args, forwarder)
+            with pictures or nullcontext():
+                with open_metrics(args, forwarder):
+                    capture = open_capture(args, forwarder)
+                    try:
+                        error = _watch(args, forwarder, view, look, signals)
+                    finally:
+                        signals.stops(None)
+                        failed = _end(capture.close) if capture else None
+                report, info, proof = forwarder.snapshot(), forwarder.info(), prove(forwarder)
+            failed = failed or (_end(pictures.draw) if pictures else None)
         if isinstance(error, BrokenPipeError):
             raise error
         error = error or failed

@@ -234,6 +234,14 @@ def test_nowhere_to_listen(text: str) -> None:
         arguments.listening(text)
 
 
+def test_pictures_have_a_known_ending(capsys: pytest.CaptureFixture[str]) -> None:
+    args = arguments.parse(["drop", "-i", "a", "--picture", "x.SVG", "--animation", "x.gif"])
+    assert (args.picture, args.animation) == ("x.SVG", "x.gif")
+    with pytest.raises(SystemExit):
+        arguments.parse(["drop", "-i", "a", "--picture", "x.jpg"])
+    assert "'x.jpg' does not end in .png, .svg or .pdf" in capsys.readouterr().err
+
+
 def test_the_words_for_captures(capsys: pytest.CaptureFixture[str]) -> None:
     args = arguments.parse(["drop", "-i", "a", "--capture", "f", "--capture-packets", "2k", "--capture-rule", "port=5"])
     assert (args.capture_packets, args.capture_rule) == (2000, [Rule(port=5)])
