@@ -20,6 +20,7 @@ import numpy as np
 
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import Batch
+from afxdp_pool.beacon import Beacon
 from afxdp_pool.binding import link_gone
 from afxdp_pool.config import check_batch
 from afxdp_pool.errors import (
@@ -33,7 +34,7 @@ from afxdp_pool.errors import (
 )
 from afxdp_pool.handlers import DROP, FORWARD, TX, Handler, check_handler
 from afxdp_pool.handling import bad_verdicts, slices
-from afxdp_pool.info import Info, make_info
+from afxdp_pool.info import Info, handler_name, make_info
 from afxdp_pool.port import Port
 from afxdp_pool.report import Report, make_report
 from afxdp_pool.routes import Route, Template, mac
@@ -210,13 +211,20 @@ class Forwarder(Runner):
             raise ConfigError("the forwarder is running already")
         try:
             self._runner = threading.get_ident()
-            with pinned(self.cpu, self.ports[0].name):
-                return self._run(duration, packets, on_tick)
+            name = handler_name(self.handler)
+            with pinned(self.cpu, self.ports[0].name), Beacon(self.ports, self.cpu, name) as beacon:
+                return self._run(duration, packets, on_tick, beacon)
         finally:
             self._runner = 0
             self._running.release()
 
-    def _run(self, duration: float | None, packets: int | None, on_tick: Callable[[Forwarder], None] | None) -> Report:
+    def _run(
+        self,
+        duration: float | None,
+        packets: int | None,
+        on_tick: Callable[[Forwarder], None] | None,
+        beacon: Beacon,
+    ) -> Report:
         engine = self.native
         self._require_ports()
         mine = [pool for pool in self.pools if not pool.owner_tid]
@@ -241,6 +249,8 @@ class Forwarder(Runner):
                 self.umem.reap()
                 for port in self.ports:
                     port.look_for_trouble()
+                if beacon.due:
+                    beacon.tell(self.engine_stats())
                 if on_tick is not None:
                     on_tick(self)
                     self._require_ports()

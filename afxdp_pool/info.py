@@ -132,7 +132,7 @@ def make_info(umem: Umem, ports: Sequence[Port], forwarders: Sequence[Forwarder]
             registrations * size,
         ),
         tuple(
-            LoopInfo(tuple(port.name for port in one.ports), one.cpu, one.batch, one.spin, _handler_name(one.handler))
+            LoopInfo(tuple(port.name for port in one.ports), one.cpu, one.batch, one.spin, handler_name(one.handler))
             for one in forwarders
         ),
         Versions(
@@ -167,7 +167,8 @@ def _xdp_info(program: XdpProgram) -> XdpInfo:
     )
 
 
-def _handler_name(handler: Handler | None) -> str:
+def handler_name(handler: Handler | None) -> str:
+    """What to call a handler: ``"built in"``, ``"compiled"``, or the name of a Python function."""
     if handler is None:
         return "built in"
     if isinstance(handler, Compiled):

@@ -29,7 +29,8 @@ NETNS_DIR = "/run/netns"
 _OWN_NETNS = "/proc/thread-self/ns/net"
 
 _IFF_UP = 1
-_NETDEV_CMD_DEV_GET = 1
+_NETDEV_CMD_DEV_GET, _NETDEV_CMD_QUEUE_GET = 1, 10
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _SIOCETHTOOL, _ETHTOOL_GDRVINFO, _ETHTOOL_GCHANNELS = 0x8946, 0x3, 0x3C
 _NAME_MAX = 15
 
@@ -124,7 +125,7 @@ def xdp_features(name: str, netns: str | None = None) -> XdpFeatures | None:
 
     Concurrency: any thread.
     """
-    from pyroute2.netlink import CTRL_CMD_GETFAMILY, GENL_ID_CTRL, NETLINK_GENERIC, ctrlmsg, genlmsg
+    from pyroute2.netlink import NETLINK_GENERIC, genlmsg
 
     class Device(genlmsg):  # type: ignore[misc]  # include/uapi/linux/netdev.h
         nla_map = ((1, "IFINDEX", "uint32"), (3, "XDP_FEATURES", "uint64"), (4, "ZC_MAX_SEGS", "uint32"))
@@ -132,15 +133,31 @@ def xdp_features(name: str, netns: str | None = None) -> XdpFeatures | None:
     index = find(name, netns).index
     with in_netns(netns):
         try:
-            family = _ask(NETLINK_GENERIC, GENL_ID_CTRL, ctrlmsg, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME="netdev")
-            number = family.get_attr("CTRL_ATTR_FAMILY_ID")
-            device = _ask(NETLINK_GENERIC, number, Device, _NETDEV_CMD_DEV_GET, IFINDEX=index)
+            device = _ask(NETLINK_GENERIC, _netdev_family(), Device, _NETDEV_CMD_DEV_GET, IFINDEX=index)
         except OSError:
             return None
     flags = device.get_attr("XDP_FEATURES")
     if flags is None:
         return None
     return XdpFeatures(XdpFeature(flags & 0x7F), device.get_attr("ZC_MAX_SEGS", 0))
+
+
+def xsk_queues() -> list[tuple[int, int]] | None:
+    """(ifindex, queue) of each receive queue that an AF_XDP socket is bound to, in the thread's network namespace.
+
+    None when the kernel cannot tell (before Linux 6.14). Concurrency: any thread.
+    """
+    from pyroute2.netlink import NETLINK_GENERIC, genlmsg
+
+    class Queue(genlmsg):  # type: ignore[misc]  # include/uapi/linux/netdev.h
+        nla_map = ((1, "ID", "uint32"), (2, "IFINDEX", "uint32"), (3, "TYPE", "uint32"), (7, "XSK", "hex"))
+
+    try:
+        queues = _ask_all(NETLINK_GENERIC, _netdev_family(), Queue, _NETDEV_CMD_QUEUE_GET)
+    except OSError:
+        return None
+    bound = [queue for queue in queues if queue.get_attr("TYPE") == 0 and queue.get_attr("XSK") is not None]
+    return [(queue.get_attr("IFINDEX"), queue.get_attr("ID")) for queue in bound]
 
 
 def netns_path(name: str) -> str:
@@ -280,6 +297,54 @@ def _link_message() -> Any:
     return Link
 
 
+def _netdev_family() -> int:
+    """The number of the netdev family of generic netlink. Raises OSError when the kernel has none."""
+    from pyroute2.netlink import CTRL_CMD_GETFAMILY, GENL_ID_CTRL, NETLINK_GENERIC, ctrlmsg
+
+    family = _ask(NETLINK_GENERIC, GENL_ID_CTRL, ctrlmsg, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME="netdev")
+    return int(family.get_attr("CTRL_ATTR_FAMILY_ID"))
+
+
+def _ask_all(protocol: int, kind: int, message_class: Any, cmd: int) -> list[Any]:
+    """One netlink request for everything: all answers. Raises OSError as the kernel says."""
+    from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST
+
+    request = message_class()
+    request.update(header={"type": kind, "flags": NLM_F_REQUEST | NLM_F_DUMP}, cmd=cmd, attrs=[])
+    request.encode()
+    return [_decoded(message_class, reply) for reply in netlink_dump(protocol, request.data)]
+
+
+def netlink_dump(protocol: int, request: bytes) -> Iterator[bytes]:
+    """Send a request for a dump; each message of the answer, with its head.
+
+    Raises:
+        OSError: as the kernel says.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as link:
+        link.settimeout(5)
+        link.send(request)
+        while True:
+            data, at = link.recv(1 << 18), 0
+            while at + 16 <= len(data):
+                length, kind = struct.unpack_from("=IH", data, at)
+                if not 16 <= length <= len(data) - at:
+                    raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
+                if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                    code = struct.unpack_from("=i", data, at + 16)[0] if length >= 20 else 0
+                    if code < 0:
+                        raise OSError(-code, os.strerror(-code))
+                    return
+                yield data[at : at + length]
+                at += (length + 3) & ~3
+
+
+def _decoded(message_class: Any, reply: bytes) -> Any:
+    answer = message_class(reply)
+    answer.decode()
+    return answer
+
+
 def _ask(protocol: int, kind: int, message_class: Any, cmd: int = 0, **attributes: object) -> Any:
     """One netlink request with one answer, a message of the same class. Raises OSError as the kernel says."""
     from pyroute2.netlink import NLM_F_REQUEST, NLMSG_ERROR, nlmsgerr
@@ -293,8 +358,7 @@ def _ask(protocol: int, kind: int, message_class: Any, cmd: int = 0, **attribute
         link.send(request.data)
         reply = link.recv(65536)
     failed = int.from_bytes(reply[4:6], sys.byteorder) == NLMSG_ERROR
-    answer = (nlmsgerr if failed else message_class)(reply)
-    answer.decode()
+    answer = _decoded(nlmsgerr if failed else message_class, reply)
     if failed:
         raise OSError(-answer["error"], os.strerror(-answer["error"]))
     return answer

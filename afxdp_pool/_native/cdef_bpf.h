@@ -66,6 +66,7 @@ void xdp_multiprog__close(struct xdp_multiprog *mp);
 
 int setns(int fd, int nstype);
 int unshare(int flags);
+long syscall(long number, ...);
 
 struct afp_prog_info {
 	uint32_t id;

@@ -299,6 +299,13 @@ def parser() -> argparse.ArgumentParser:
     _add_place(doctor, required=False)
     doctor.add_argument("--json", action="store_true", help="the findings as one JSON document")
 
+    top_ = commands.add_parser("top", help="every AF_XDP socket and XDP program on this machine")
+    top_.set_defaults(interface=None)
+    top_.add_argument("--netns", metavar="NAME", help="only this network namespace; default: all there are")
+    top_.add_argument("--once", action="store_true", help="print it and end; so does all that is no terminal")
+    top_.add_argument("--json", action="store_true", help="once, as one JSON document")
+    top_.add_argument("--interval", metavar="S", type=seconds, default=2.0, help="from one look to the next; default 2")
+
     clean = commands.add_parser("clean", help="remove XDP programs that a killed process left on an interface")
     _add_place(clean)
     clean.add_argument("--force", action="store_true", help="whatever XDP program is there, in use or not ours")

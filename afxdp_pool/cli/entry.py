@@ -47,6 +47,8 @@ def _command(args: argparse.Namespace) -> int:
     # Each with its imports only when it is called for.
     if args.command == "doctor":
         from afxdp_pool.cli.doctor import run
+    elif args.command == "top":
+        from afxdp_pool.cli.top import run
     elif args.command == "clean":
         from afxdp_pool.cli.cleaning import run
     else:
