@@ -207,16 +207,17 @@ class Forwarder(Runner):
         """
         if (duration is not None and math.isnan(duration)) or not 0 <= (packets or 0) < 1 << 62:
             raise ConfigError(f"a run of {duration} seconds, {packets} packets is not possible")
-        if not self._running.acquire(blocking=False):
+        if self._running.locked():
             raise ConfigError("the forwarder is running already")
-        try:
-            self._runner = threading.get_ident()
-            name = handler_name(self.handler)
-            with pinned(self.cpu, self.ports[0].name), Beacon(self.ports, self.cpu, name) as beacon:
-                return self._run(duration, packets, on_tick, beacon)
-        finally:
-            self._runner = 0
-            self._running.release()
+        # Not acquire() and try: what a signal's handler raises could come between them, and nobody would release.
+        with self._running:
+            try:
+                self._runner = threading.get_ident()
+                name = handler_name(self.handler)
+                with pinned(self.cpu, self.ports[0].name), Beacon(self.ports, self.cpu, name) as beacon:
+                    return self._run(duration, packets, on_tick, beacon)
+            finally:
+                self._runner = 0
 
     def _run(
         self,

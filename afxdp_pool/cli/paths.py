@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, Self
 
@@ -28,8 +28,9 @@ from afxdp_pool.cli.views import View, choose_view
 from afxdp_pool.errors import LinkGoneError, NoSuchInterfaceError, NoSuchNamespaceError
 
 if TYPE_CHECKING:
-    from afxdp_pool.capture import Capture
+    from afxdp_pool.capture import Capture, CaptureStats
     from afxdp_pool.cli.pictures import Pictures
+    from afxdp_pool.metrics import Endpoint
 
 #: Seconds between two looks whether the interfaces are still there.
 LOOK_EVERY = 1.0
@@ -140,14 +141,14 @@ def open_capture(args: argparse.Namespace, forwarder: ap.Runner) -> Capture | No
     )
 
 
-def open_metrics(args: argparse.Namespace, forwarder: ap.Runner) -> AbstractContextManager[object]:
+def open_metrics(args: argparse.Namespace, forwarder: ap.Runner) -> Endpoint | None:
     """The metrics' endpoint, if one is wanted; says where it is.
 
     Raises:
         AfXdpError: see `afxdp_pool.metrics.serve`.
     """
     if args.metrics is None:
-        return nullcontext()
+        return None
     from afxdp_pool.metrics import serve
 
     address, port = args.metrics
@@ -155,6 +156,21 @@ def open_metrics(args: argparse.Namespace, forwarder: ap.Runner) -> AbstractCont
     if not args.quiet:
         print(f"metrics on {endpoint.url}", file=sys.stderr, flush=True)
     return endpoint
+
+
+def _beside(metrics: Endpoint | None, capture: Capture | None) -> list[Callable[[], str]]:
+    """What to say of them while it runs."""
+    said: list[Callable[[], str]] = []
+    if metrics is not None:
+        url = metrics.url
+        said.append(lambda: f"metrics on {url}")
+    if capture is not None:
+        said.append(lambda: _captured(capture.stats()))
+    return said
+
+
+def _captured(stats: CaptureStats) -> str:
+    return f"{stats.written:,} packets captured" + (f", {stats.dropped:,} dropped" if stats.dropped else "")
 
 
 def open_pictures(args: argparse.Namespace, forwarder: ap.Runner) -> Pictures | None:
@@ -202,8 +218,9 @@ def run(args: argparse.Namespace) -> int:
         with open_path(args) as forwarder:
             pictures = open_pictures(args, forwarder)
             with pictures or nullcontext():
-                with open_metrics(args, forwarder):
+                with open_metrics(args, forwarder) or nullcontext() as metrics:
                     capture = open_capture(args, forwarder)
+                    view.beside = _beside(metrics, capture)
                     try:
                         error = _watch(args, forwarder, view, look, signals)
                     finally:

@@ -74,6 +74,7 @@ class Picture:
     shapes: Sequence[Shape]
     states: npt.NDArray[np.uint8]
     notice: str = ""
+    beside: Sequence[str] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         columns, rows = options.max_width, options.height or console.height
@@ -107,7 +108,7 @@ class Picture:
         lines.append(Text.assemble((" frames  ", "bold"), bar))
         lines.append(Text.assemble("         ", draw.legend(report.frames, letters=letters)))
         last = [Text(f" {part}", _WARN) for part in textwrap.wrap(self.notice, columns - 2)[: 1 + rows // 20]]
-        last = last or [Text(" Ctrl-C stops", "dim")]
+        last = last or [Text(f" {' · '.join(('Ctrl-C stops', *self.beside))}", "dim")]
         map_rows = rows - len(lines) - len(last) - 1
         if map_rows > 0:
             drawn, step = draw.frame_map(self.states, columns - 10, map_rows, letters=letters)
@@ -300,5 +301,6 @@ class Screen(View):
     def show(self, report: ap.Report, rates: Sequence[Rate], history: History) -> None:
         """Draw this moment."""
         notice = self._notices.all[-1] if self._notices.all else ""
-        shown = Picture(self._title, report, rates, history, self._shapes, self._umem.states(), notice)
+        beside = [said() for said in self.beside]
+        shown = Picture(self._title, report, rates, history, self._shapes, self._umem.states(), notice, beside)
         self._live.update(shown, refresh=True)

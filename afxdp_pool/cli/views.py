@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Self, TextIO
 
@@ -25,6 +25,8 @@ class View:
     """Shows nothing; the others are made of it. `every` is the seconds between two calls of `show`."""
 
     every = 0.5
+    #: What goes on beside the run, in a few words each; asked at every `show`.
+    beside: Sequence[Callable[[], str]] = ()
 
     def of(self, forwarder: ap.Runner) -> Self:
         """Say what it will show; before `with`."""

@@ -478,6 +478,11 @@ def test_a_long_notice_is_shown_whole() -> None:
     assert said in " ".join(" ".join(shown.split("\n")[-3:]).split())
 
 
+def test_what_goes_on_beside_it_is_said_at_the_foot() -> None:
+    shown = drawn(replace(picture(1), beside=("metrics on http://x/metrics", "7 packets captured")), 80, 24)
+    assert " Ctrl-C stops · metrics on http://x/metrics · 7 packets captured" in shown
+
+
 def test_many_ports_become_a_table() -> None:
     assert "and 52 more ports" in drawn(picture(64), 80, 24, color_system=None)
 
