@@ -98,7 +98,12 @@ _ENGINE = {
     "forwarded": ("engine_forwarded_packets", "Packets sent out of another port"),
     "kept": ("engine_kept_packets", "Packets the application kept"),
     "refused": ("engine_refused_packets", "Packets that could not be sent and were dropped"),
+    "handler_calls": ("engine_handler_calls", "Calls of the handler, one a batch"),
+    "handler_timed": ("engine_handler_timed_calls", "Of those, every 16th: timed"),
+    "handler_slow": ("engine_handler_slow_calls", "Of those timed, longer than 1 ms"),
 }
+_HANDLER_SECONDS = ("handler_ns", "engine_handler_timed_seconds", "How long the timed calls of the handler took")
+_HANDLER_LONGEST = ("handler_longest_ns", "engine_handler_longest_seconds", "The longest timed call of the handler")
 _PORT_LABELS, _NETDEV_LABELS = ("netdev", "queue", "netns"), ("netdev", "netns")
 _PREFIX = "afxdp_pool_"
 
@@ -256,6 +261,8 @@ class _Families:
             engines = {(str(number),): worker.engine for number, worker in enumerate(workers)}
         for field, (name, text) in _ENGINE.items():
             yield self._counter(name, text, ("worker",), [(at, getattr(e, field)) for at, e in engines.items()])
+        for (field, name, text), family in ((_HANDLER_SECONDS, self._counter), (_HANDLER_LONGEST, self._gauge)):
+            yield family(name, text, ("worker",), [(at, getattr(e, field) * 1e-9) for at, e in engines.items()])
 
     def _granted(self, ports: list[tuple[tuple[str, str, str], PortReport]]) -> Metric:
         family = InfoMetricFamily(f"{_PREFIX}port", "What a port was granted", labels=[*self._labels, *_PORT_LABELS])

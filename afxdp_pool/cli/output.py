@@ -102,6 +102,14 @@ def scaled(value: float, unit: str) -> str:
     return f"{value:.0f} {unit}"
 
 
+def duration(ns: float) -> str:
+    """A time of three figures with its unit: ``12.3 us``."""
+    for step, unit in ((1e9, "s"), (1e6, "ms"), (1e3, "us")):
+        if ns >= step:
+            return f"{ns / step:.3g} {unit}"
+    return f"{ns:.0f} ns"
+
+
 def clock(seconds: float) -> str:
     """Hours, minutes and seconds as on a watch."""
     whole = int(seconds)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import afxdp_pool as ap
 from afxdp_pool.cli.meter import FILL_EMPTY, Rate, losses
 from afxdp_pool.cli.notices import Notices
-from afxdp_pool.cli.output import clock, places, scaled
+from afxdp_pool.cli.output import clock, duration, places, scaled
 from afxdp_pool.cli.views import History, View
 from afxdp_pool.errors import need_extra
 
@@ -210,6 +210,8 @@ def _loop_line(report: ap.Report) -> Text:
     engine = report.engine
     line = Text.assemble((" loop    ", "bold"), f"{engine.rounds:,} rounds, {_idle(engine):.0%} without work")
     line.append(f" · {engine.sleeps:,} sleeps", "dim")
+    if engine.handler_timed:
+        line.append(f" · handler {duration(engine.handler_mean_ns)} a batch", _WARN if engine.handler_slow else "")
     for name, style in (("kept", ""), ("refused", _BAD)):
         if count := getattr(engine, name):
             line.append(f" · {count:,} {name}", style)

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from afxdp_pool.cli.meter import CAUSES
-from afxdp_pool.cli.output import scaled
+from afxdp_pool.cli.output import duration, scaled
 from afxdp_pool.machine import Engine, Machine, Program, Socket, Watcher
 from afxdp_pool.stats import KernelStats
 
@@ -65,7 +65,7 @@ def _row(one: Socket, before: Socket | None, seconds: float) -> Row:
         "?" if lost is None else f"{lost:,}",
         "" if losing is None else _short(losing),
         "?" if seen.stats is None else f"{seen.stats.rx_fill_ring_empty_descs:,}",
-        "" if engine is None else engine.handler.rpartition(".")[2] + ("" if took is None else f" {_time(took)}"),
+        "" if engine is None else engine.handler.rpartition(".")[2] + ("" if took is None else f" {duration(took)}"),
         _idle(engine, last),
         str(process.pid) if process else "?",
         _command(one),
@@ -113,13 +113,6 @@ def _handler_ns(engine: Engine | None, last: Engine | None) -> float | None:
         if engine and timed > 0:
             return _grown(engine, since, "handler_ns") / timed
     return None
-
-
-def _time(ns: float) -> str:
-    for step, unit in ((1e9, "s"), (1e6, "ms"), (1e3, "us")):
-        if ns >= step:
-            return f"{ns / step:.3g} {unit}"
-    return f"{ns:.0f} ns"
 
 
 def program_rows(programs: Sequence[Program]) -> list[Row]:

@@ -483,6 +483,12 @@ def test_what_goes_on_beside_it_is_said_at_the_foot() -> None:
     assert " Ctrl-C stops · metrics on http://x/metrics · 7 packets captured" in shown
 
 
+def test_a_handler_s_time_is_shown() -> None:
+    engine = replace(report().engine, rounds=1000, handler_calls=320, handler_timed=20, handler_ns=20 * 123_456)
+    shown = replace(picture(1), report=replace(report(), engine=engine))
+    assert "handler 123 us a batch" in drawn(shown, 80, 24, color_system=None)
+
+
 def test_many_ports_become_a_table() -> None:
     assert "and 52 more ports" in drawn(picture(64), 80, 24, color_system=None)
 

@@ -225,5 +225,5 @@ def test_the_command_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_counters_have_the_names_top_looks_for() -> None:
-    assert {"rounds", "idle_rounds"} <= set(EngineStats.__dataclass_fields__)
+    assert {"rounds", "idle_rounds", "handler_timed", "handler_ns"} <= set(EngineStats.__dataclass_fields__)
     assert {"rx_packets", "tx_packets"} <= set(PortStats.__dataclass_fields__)
