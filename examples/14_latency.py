@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import select
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,14 +84,11 @@ def measure(out: ap.Port, back: ap.Port, packet: bytes, rate: float, seconds: fl
             went = out.transmit(batch)
             pool.put(batch[went:])  # no room in the TX ring
             sent += went
-        out.complete()
-        back.fill()
+        ap.wait([out, back], timeout=min(max(start + sent / rate - time.monotonic(), 0), 0.01))
         came = back.receive()
         ours = came.load(packets.HEADERS, ">u4") == packets.MAGIC
         times.add((np.uint64(time.monotonic_ns()) - came.load(SENT_AT, ">u8"))[ours])
         pool.put(came)
-        if not len(came) and due <= 0:
-            select.select([back], [], [], min(1 / rate, 0.01))
     return sent, times
 
 

@@ -100,6 +100,7 @@ EXPECTED = {
         "2000 packets, 6000 not wanted, 0 dropped",
     ],
     "19_sample.py": ["12000 packets at the far end", "flow 0, 256 bytes: 3000", "app 0, tx 0; all accounted for"],
+    "20_delay.py": ["64 bytes from 198.18.1.2", "at the far end, 0 out of order", "app 0, tx 0; all accounted for"],
     "08_five_tuple.py": [
         "far end: 10000 packets of flows [1, 2], 0 corrupt",
         "10000 forwarded, 10000 dropped",
@@ -113,7 +114,7 @@ NEEDS_MODULE = {
     "17_scapy.py": "scapy",
     "18_capture.py": "pcapng",
 }
-PING = ["10_router.py", "16_exception.py", "17_scapy.py"]
+PING = ["10_router.py", "16_exception.py", "17_scapy.py", "20_delay.py"]
 NEEDS_TOOL = {"12_dns.py": "dig"} | dict.fromkeys(PING, "ping")
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -172,6 +173,17 @@ def test_the_captured_file_has_each_packet_once(lab: Lab, tmp_path: Path) -> Non
         ]
     assert {(packet.flow, packet.seq) for packet in found if packet} == {(f, n) for f in range(3) for n in range(1000)}
     assert len(found) == 3000
+
+
+def test_a_delay_is_what_it_was_told_to_be(lab: Lab) -> None:
+    a, b = pairs = [lab.veth(name) for name in "ab"]
+    slow = running(lab, "20_delay.py", pairs, "--delay", "100", "--loss", "0")
+    with slow, Sink(b.far) as sink, Source(a.far) as source:
+        began = time.monotonic_ns()
+        source.send(100, rate=1000)
+        seen = sink.wait(100)
+        perfect(seen, 100)
+        assert seen.first_ns - began >= 100e6
 
 
 def test_latency_is_measured_and_drawn(lab: Lab, tmp_path: Path) -> None:
