@@ -8,6 +8,7 @@ what the code needs to stay alive, and the memory it works with.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -17,11 +18,14 @@ from afxdp_pool import signatures
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import Batch, Bytes
 from afxdp_pool.errors import ConfigError, need_extra
+from afxdp_pool.handlers import FORWARD
 from afxdp_pool.signatures import Per
 
 #: A descriptor as compiled code sees it: laid out as `DESC`, but signed. numba adds uint64 and int to a float, as numpy
 #: does, and no address or length comes near the sign bit.
 COMPILED_DESC = np.dtype([("addr", "<i8"), ("len", "<i4"), ("options", "<u2"), ("gen", "<u2")])
+
+FORWARD_0 = FORWARD(0)
 
 #: What `compiled` compiles: ``handle(descs, umem, verdicts, port, user)``, or a packet's
 #: ``handle(packet, length, port, user)``.
@@ -219,11 +223,18 @@ def _compile(function: Any, user: npt.NDArray[Any] | None, per: Per) -> Any:
 def _numba() -> Any:
     try:
         import numba
-        from numba.extending import register_jitable
     except ImportError as error:
         raise need_extra("jit", "numba") from error
-    for helper in (be16, be32):
-        if not hasattr(helper, "numba_knows"):
-            register_jitable(helper)
-            helper.numba_knows = True  # type: ignore[attr-defined]
+    _teach()
     return numba
+
+
+@cache
+def _teach() -> None:
+    """Tell numba of what handlers call."""
+    from numba.extending import overload, register_jitable
+
+    for helper in (be16, be32):
+        register_jitable(helper)
+    # Without FORWARD's check, which the loop makes too.
+    overload(FORWARD)(lambda port: lambda port: FORWARD_0 | port)

@@ -269,7 +269,6 @@ def test_python_functions_of_another_number_of_arguments_are_refused_before_they
 def test_a_python_function_is_compiled_and_called_once_a_packet(bench: Bench) -> None:
     pytest.importorskip("numba", reason="needs numba: pip install 'afxdp-pool[jit]'")
     counts = np.zeros(2, np.int64)
-    out = ap.FORWARD(1)
 
     @ap.compiled(user=counts)
     def handle(packet: Any, length: Any, port: Any, user: Any) -> int:
@@ -277,7 +276,8 @@ def test_a_python_function_is_compiled_and_called_once_a_packet(bench: Bench) ->
             return ap.DROP
         user[port] += len(packet)
         packet[0] ^= 0xFF
-        return out if ap.be32(packet, 54) % 2 else ap.TX
+        odd = ap.be32(packet, 54) % 2
+        return ap.FORWARD(odd) if odd else ap.TX
 
     assert handle.per == "packet"
     content = numbered(100)
