@@ -314,6 +314,13 @@ class Batch(calls.Descs, HeaderAccess):
         self._views = self._descs["addr"], self._descs["len"]
         self._fields = Fields(columns, pointer, self._count)
 
+    def lend_again(self) -> Batch:
+        """Another batch of the same, with the same arrays: the loop lends it instead of this one."""
+        made = Batch(self._descs, self.data, self.port, frame_size=self.frame_size, umem=self.umem)
+        made._pointer, made._verdicts = self._pointer, self._verdicts
+        made._views, made._fields = self._views, self._fields
+        return made
+
     def _header_fields(self) -> Fields:
         if self.umem is not None and self.umem.tracer is not None:
             self._look(0, self._count)  # it costs as much as a column: only for who looks for mistakes

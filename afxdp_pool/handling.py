@@ -80,7 +80,9 @@ class _Lent(dict[int, Batch]):
 
     def retire(self, code: int) -> None:
         """Somebody kept the batch, beyond its call."""
-        self.pop(code).__class__ = OverBatch
+        kept = self[code]
+        self[code] = kept.lend_again()
+        kept.__class__ = OverBatch
 
 
 def slices(handler: Handler, engine: Any, umem: Umem, ports: Sequence[Port]) -> Slice:
