@@ -168,3 +168,17 @@ def test_batches_and_pools_are_collected_even_in_a_ring() -> None:
         gc.collect()
         assert gone() is None
         umem.audit().check()
+
+
+def test_frames_that_somebody_keeps_count_of_take_the_long_way() -> None:
+    with Umem(256) as umem, FramePool(umem) as pool:
+        batch = pool.alloc(8)
+        frames = batch.keep()
+        part = frames[2:4]
+        assert pool._put(frames) == pool._put(part) == -1
+        assert pool._alloc(8, frames) is None
+        assert pool.put(part) == 2
+        assert (frames.left, pool._put(part)) == (6, -1)
+        frames.close()
+        assert pool.put(batch) == 8
+        umem.audit().check()
