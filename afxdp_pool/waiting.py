@@ -41,7 +41,8 @@ class Waiting:
         """Do all that the rings need besides receiving and sending; for how many seconds the loop may sleep then.
 
         Frames that were sent come home, FILL is topped up, the kernel is told of what is still in TX, the driver is
-        woken where it asks for it, or polled if the port busy-polls. Once a turn of the loop is enough.
+        woken where it asks for it, or polled if the port busy-polls. Once a turn of the loop is enough. When there is
+        nothing to receive it calls `Umem.reap` too, if a closed pool waits for frames.
 
         Returns 0.0 when packets wait to be received; 0.001 while frames are under way of which no event will tell, or
         while FILL lacks frames, as the pool has none; else 0.1. An arriving packet ends the sleep earlier, if the loop
@@ -66,6 +67,9 @@ class Waiting:
         port.look_for_trouble()
         if turn.waiting:
             return 0.0
+        umem = port.pool.umem
+        if umem._detached or umem._late:
+            umem.reap()
         if turn.in_tx or turn.missing or native.fd < 0 or port.config.busy_poll_us:
             return LOOK_AGAIN
         return HEARTBEAT

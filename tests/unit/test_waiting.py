@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import selectors
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 from doorbell import Doorbell
 from support import SMALL, conserved, elsewhere, small_port
 
-from afxdp_pool import FramePool, PoolClosedError, Port, WrongThreadError, wait
+from afxdp_pool import Frame, FramePool, PoolClosedError, Port, Umem, WrongThreadError, wait
 from afxdp_pool.waiting import HEARTBEAT, LOOK_AGAIN
 
 
@@ -50,6 +51,26 @@ def test_a_port_without_frames_looks_for_some_soon(umem: Any) -> None:
         pool.put(batch)
         assert port.recycle() == HEARTBEAT
         assert kernel.filled() == 32
+
+
+def test_a_loop_is_told_of_a_frame_kept_for_ever(
+    pair: tuple[Port, Doorbell], umem: Umem, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by a running forwarder: who closed a pool and has its frames still is named, once a minute."""
+    port, _ = pair
+    other = FramePool(umem)
+    frame = Frame(other.alloc(1))
+    other.close()
+    assert other.detached_at is not None
+    other.detached_at -= 61
+    with caplog.at_level(logging.WARNING, logger="afxdp_pool"):
+        port.recycle()
+        port.recycle()
+    assert caplog.text.count("still waits for 1 frames: application has 1 frame of pool") == 1
+    assert "AFXDP_POOL_TRACE=1" in caplog.text
+    frame.close()
+    port.recycle()
+    assert other.state == "closed"
 
 
 def test_poll_waits_for_the_socket(pair: tuple[Port, Doorbell]) -> None:
