@@ -8,7 +8,6 @@ a few microseconds a second.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import struct
 import time
@@ -84,6 +83,8 @@ class Beacon:
             "engine": [field.name for field in fields(EngineStats)],
             "counters": [field.name for field in fields(PortStats)],
         }
+        import json  # not needed to import the package
+
         text = json.dumps(about).encode()
         self._fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
         self._counters_at = -(-(_HEAD.size + len(text)) // 8) * 8
@@ -101,6 +102,8 @@ class Beacon:
 
 def read(path: str) -> Told | None:
     """What the beacon behind `path` says, such as ``"/proc/7/fd/12"``; None when it is none, or gone. Any thread."""
+    import json
+
     try:
         with open(path, "rb") as file:
             magic, length, at = _HEAD.unpack(file.read(_HEAD.size))

@@ -5,10 +5,9 @@ Invariant: it describes open things; of what is closed there is nothing to tell.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,8 +135,8 @@ def make_info(umem: Umem, ports: Sequence[Port], forwarders: Sequence[Forwarder]
             for one in forwarders
         ),
         Versions(
-            importlib.metadata.version("afxdp-pool"),
-            platform.python_version(),
+            sys.modules["afxdp_pool"].__version__,
+            ".".join(map(str, sys.version_info[:3])),
             os.uname().release,
             library_version("libxdp"),
             library_version("libbpf"),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: The optional ones, and what is heavy and needed by a few functions only.
 NOT_IMPORTED = {
     *("anyio", "asyncio", "dpkt", "http", "matplotlib", "mypy", "numba", "pcapng", "prometheus_client"),
-    *("pyroute2", "pytest", "rich", "scapy", "trio"),
+    *("email", "pyroute2", "pytest", "rich", "scapy", "trio"),
 }
 
 
