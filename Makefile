@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 # Making links and loading XDP programs needs root; everything else does not.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=NO_COLOR,TERM)
 
-.PHONY: demo test lint format bench bench-quick docs stress clean
+.PHONY: demo test lint format bench bench-quick docs stress wheel clean
 
 demo:
 	@scripts/prepare.sh plot
@@ -40,6 +40,11 @@ docs:
 	@scripts/prepare.sh docs
 	@$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo docs/_build/html/index.html
+
+# A wheel with libxdp, libbpf and libelf inside, and the sdist it is made from, in dist/.
+wheel:
+	@scripts/prepare.sh package
+	@$(PYTHON) scripts/wheel.py dist
 
 clean:
 	rm -rf build dist docs/_build *.egg-info .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

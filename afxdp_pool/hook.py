@@ -30,6 +30,8 @@ _FLAGS = {
     "generic": lib.XDP_FLAGS_SKB_MODE,
     "hardware": lib.XDP_FLAGS_HW_MODE,
 }
+_DISPATCHER = "xdp-dispatcher.o"
+_BUNDLED = Path(__file__).resolve().parents[1] / "afxdp_pool.libs"  # where a wheel has libraries of its own
 _LIBXDP_MODES = {"native": lib.XDP_MODE_NATIVE, "generic": lib.XDP_MODE_SKB, "hardware": lib.XDP_MODE_HW}
 
 
@@ -96,6 +98,25 @@ class Hook:
     link_id: int | None = None
 
 
+def dispatcher_places() -> list[Path]:
+    """Where libxdp may find the object of its dispatcher: LIBXDP_OBJECT_PATH, if it is set, and nowhere else."""
+    if "LIBXDP_OBJECT_PATH" in os.environ:
+        return [Path(os.environ["LIBXDP_OBJECT_PATH"])]
+    libraries = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
+    return [Path(base, *part, "bpf") for base in libraries for part in ((), (f"{os.uname().machine}-linux-gnu",))]
+
+
+def find_dispatcher() -> Path | None:
+    """The object of libxdp's dispatcher, None where there is none.
+
+    A libxdp inside a wheel looks only where the system it was built on has it; here it is told where this one does.
+    """
+    found = next((place for place in dispatcher_places() if (place / _DISPATCHER).exists()), None)
+    if found and _BUNDLED.is_dir():
+        os.environ.setdefault("LIBXDP_OBJECT_PATH", str(found))
+    return found and found / _DISPATCHER
+
+
 def look(ifindex: int) -> Hook:
     """Look who is on the hook of device `ifindex`."""
     seen = ffi.new("struct afp_hook *")
@@ -146,6 +167,7 @@ class LibxdpAttachment:
     def __init__(self, program_object: BpfObject, ifindex: int, mode: str) -> None:
         self.ifindex, self.mode = ifindex, mode
         subject = f"interface {ifindex}"
+        dispatcher = find_dispatcher()
         lib.afp_bpf_log_start()
         self._program: Any = lib.xdp_program__from_bpf_obj(program_object.handle, b"xdp")
         if (failed := lib.libxdp_get_error(self._program)) != 0:
@@ -153,6 +175,8 @@ class LibxdpAttachment:
         failed = lib.xdp_program__attach(self._program, ifindex, _LIBXDP_MODES[mode], 0)
         if failed < 0:
             hint = _kernel_said()
+            if dispatcher is None and not hint:
+                hint = f"{_DISPATCHER} is not installed: apt install libxdp1, dnf install libxdp; or attach by a link"
             self.close()
             raise failure(
                 failed,
@@ -218,6 +242,7 @@ def remove_part(hook: Hook, part: Attached) -> None:
 
 
 def _leave_dispatcher(program: Any, hook: Hook, what: str) -> None:
+    find_dispatcher()  # the programs that stay get a new one
     lib.afp_bpf_log_start()
     failed = lib.xdp_program__detach(program, hook.ifindex, lib.XDP_MODE_UNSPEC, 0)
     if failed < 0 and failed != -errno.ENOENT:

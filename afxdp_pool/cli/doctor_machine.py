@@ -11,6 +11,7 @@ from pathlib import Path
 
 from afxdp_pool import PortConfig
 from afxdp_pool.cli.finding import Finding
+from afxdp_pool.hook import find_dispatcher
 from afxdp_pool.info import library_version
 
 _AF_XDP = getattr(socket, "AF_XDP", 44)
@@ -21,7 +22,6 @@ _CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13, "IPC_LOCK": 14, "SYS_ADMIN": 21
 _BAD_KERNELS = (
     ((6, 17, 0), (6, 17, 10), "CVE-2025-40290: completions in copy mode can corrupt memory (repaired by 0ebc27a4c67d)"),
 )
-_DISPATCHERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
 
 
 def examine() -> list[Finding]:
@@ -156,11 +156,7 @@ def _dispatcher() -> Finding:
     if not Path("/sys/kernel/btf/vmlinux").exists():
         fix = "use a kernel built with CONFIG_DEBUG_INFO_BTF=y"
         return Finding(what, "warn", f"the kernel has no BTF, {alone}", fix)
-    places = [
-        Path(path) for base in _DISPATCHERS for path in (f"{base}/bpf", f"{base}/{os.uname().machine}-linux-gnu/bpf")
-    ]
-    places += [Path(os.environ["LIBXDP_OBJECT_PATH"])] if "LIBXDP_OBJECT_PATH" in os.environ else []
-    if not any((place / "xdp-dispatcher.o").exists() for place in places):
+    if find_dispatcher() is None:
         fix = "apt install libxdp1 (Debian, Ubuntu), dnf install libxdp (Fedora)"
         return Finding(what, "warn", f"xdp-dispatcher.o is not installed, {alone}", fix)
     if not re.search(r" - bpf ", Path("/proc/self/mountinfo").read_text()):
