@@ -42,7 +42,7 @@ class Delivery:
 
     @property
     def exact(self) -> bool:
-        """As many arrived as expected, each once, in the order of its flow and intact, and nothing else did."""
+        """As many arrived as expected, each once, in the order of its flow and intact, and no other test packet."""
         seen = self.seen
         wrong = seen.duplicate, seen.reordered, seen.stale, seen.corrupt
         arrived = seen.packets == seen.unique == self.expected and not any(wrong)

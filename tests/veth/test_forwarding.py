@@ -9,7 +9,7 @@ import pytest
 from live_lab import audited, perfect, wait_for
 
 import afxdp_pool as ap
-from afxdp_pool.testing import packets
+from afxdp_pool.testing import Traffic, packets
 from afxdp_pool.testing.lab import Lab, VethPair
 from afxdp_pool.testing.traffic import Sink, Source
 
@@ -80,16 +80,12 @@ def quiet(forwarder: ap.Runner) -> bool:
     return now.received == now.completed and now.ports[0].rings["rx"] == 0
 
 
-def test_drop_counts_what_was_sent(lab: Lab) -> None:
-    pair = lab.veth("a")
-    forwarder = ap.drop(pair.near.name, options=options(lab))
-    with Source(pair.far, size=256) as source:
-        forwarder.start()
-        for total in range(1000, 50_001, 1000):
-            source.send(1000)
-            assert wait_for(lambda goal=total: forwarder.snapshot().received >= goal)  # type: ignore[misc]
-        forwarder.stop()
-        result = forwarder.join()
+def test_drop_counts_what_was_sent(veth_pair: VethPair, traffic: Traffic, lab: Lab) -> None:
+    forwarder = ap.drop(veth_pair.near.name, options=options(lab))
+    forwarder.start()
+    traffic.send(50_000, size=256, window=256, expect=0, until=lambda n: forwarder.snapshot().received >= n)
+    forwarder.stop()
+    result = forwarder.join()
     assert result.received == result.engine.dropped == 50_000
     assert result.ports[0].stats.rx_bytes == 50_000 * 256
     assert result.ports[0].program["redirected"] == 50_000
@@ -98,19 +94,13 @@ def test_drop_counts_what_was_sent(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("size", [64, 1500])
-def test_reflect_swaps_macs_and_sends_back(lab: Lab, size: int) -> None:
-    pair = lab.veth("a", mtu=1500)
-    forwarder = ap.reflect(pair.near.name, options=options(lab))
-    size = min(size, 1514)
-    with Sink(pair.far) as sink, Source(pair.far, size=size) as source:
-        forwarder.start()
-        for total in range(200, 4001, 200):
-            source.send(200)
-            assert wait_for(lambda goal=total: forwarder.snapshot().completed >= goal)  # type: ignore[misc]
-        seen = sink.wait(4000)
-        forwarder.stop()
-        result = forwarder.join()
-    perfect(seen, 4000)
+def test_reflect_swaps_macs_and_sends_back(veth_pair: VethPair, traffic: Traffic, lab: Lab, size: int) -> None:
+    forwarder = ap.reflect(veth_pair.near.name, options=options(lab))
+    forwarder.start()
+    sent = traffic.send(4000, size=size)
+    forwarder.stop()
+    result = forwarder.join()
+    perfect(sent.seen, 4000)
     assert result.engine.reflected == 4000
     audited(forwarder)
 
@@ -137,18 +127,14 @@ def test_both_ways_at_once(lab: Lab) -> None:
     audited(forwarder)
 
 
-def test_forward_between_two_queues_of_one_netdev(lab: Lab) -> None:
+def test_forward_between_two_queues_of_one_netdev(lab: Lab, traffic: Traffic) -> None:
     pair = lab.veth("a", queues=2)
     forwarder = ap.forward(pair.near.name, pair.near.name, options=options(lab, queues=(0, 1)))
-    with Sink(pair.far) as sink, Source(pair.far, cpu=0) as source:
-        forwarder.start()
-        for total in range(200, 2001, 200):
-            source.send(200)
-            assert wait_for(lambda goal=total: forwarder.snapshot().completed >= goal)  # type: ignore[misc]
-        seen = sink.wait(2000)
-        forwarder.stop()
-        result = forwarder.join()
-    perfect(seen, 2000)
+    forwarder.start()
+    sent = traffic.send(2000, into=pair, cpu=0)
+    forwarder.stop()
+    result = forwarder.join()
+    perfect(sent.seen, 2000)
     assert [port.stats.rx_packets for port in result.ports] == [2000, 0]
     assert [port.stats.tx_packets for port in result.ports] == [0, 2000]
     audited(forwarder)

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from live_lab import audited, perfect, wait_for
+from live_lab import audited, perfect
 from test_forwarding import options
 
 import afxdp_pool as ap
-from afxdp_pool.testing import packets
+from afxdp_pool.testing import Traffic, packets
 from afxdp_pool.testing.lab import Lab
-from afxdp_pool.testing.traffic import Sink, Source
 
 COUNT, FLOWS = 20_000, 4
 
@@ -21,12 +20,12 @@ def forward_odd_flows(lab: Lab, handler: Any) -> ap.Report:
     """Send packets of four flows, in portions the path sustains; flows 1 and 3 must arrive, whole and in order."""
     left, right = lab.veth("left"), lab.veth("right")
     forwarder = ap.handle([left.near.name, right.near.name], handler, options=options(lab))
-    with Sink(right.far) as sink, Source(left.far, size=100, flows=FLOWS) as source:
+    with Traffic() as traffic:
         forwarder.start()
-        for total in range(1000, COUNT + 1, 1000):
-            assert source.send(1000).delivered == 1000
-            assert wait_for(lambda goal=total: settled(forwarder, goal))  # type: ignore[misc]
-        seen = sink.wait(COUNT // 2)
+        seen = traffic.send(
+            COUNT, into=left, out_of=right, size=100, flows=FLOWS, window=250,
+            expect=COUNT // 2, until=lambda n: settled(forwarder, n),
+        ).seen  # fmt: skip
         forwarder.stop()
         result = forwarder.join()
     perfect(seen, COUNT // 2)
