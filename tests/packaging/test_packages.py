@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ("gcc", "libc6-dev", "clang", "pkg-config", "libxdp-dev", "libbpf-dev", "python3-dev", "python3-pip",
          "python3-wheel", "python3-setuptools", "python3-cffi", "python3-numpy", "python3-pyroute2")  # fmt: skip
 DEBIAN_13 = "3.13"  # its Python
+MACHINE = os.uname().machine
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -40,14 +43,14 @@ def only(directory: Path, pattern: str) -> Path:
 @pytest.fixture(scope="module")
 def dependencies() -> Path:
     """Wheels of what the package depends on, for the Python of Debian 13; fetched once."""
-    kept = CACHE / f"wheels-{DEBIAN_13}"
+    kept = CACHE / f"wheels-{DEBIAN_13}-{MACHINE}"
     if not kept.exists():
-        unfinished = kept.with_suffix(".new")
+        unfinished = kept.with_name(f"{kept.name}.new")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", str(unfinished)]
         command += [
             f"--python-version={DEBIAN_13}",
-            "--platform=manylinux_2_28_x86_64",
-            "--platform=manylinux2014_x86_64",
+            f"--platform=manylinux_2_28_{MACHINE}",
+            f"--platform=manylinux2014_{MACHINE}",
         ]
         subprocess.run([*command, "cffi>=1.16", "numpy>=1.24", "pyroute2>=0.7.7"], check=True, timeout=300)
         unfinished.rename(kept)
@@ -61,8 +64,9 @@ def installed(built: Path, dependencies: Path, tmp_path_factory: pytest.TempPath
     if reason:
         pytest.skip(reason)
     root, work = debian(), tmp_path_factory.mktemp("clean")
-    for file in (only(built, "*.whl"), *dependencies.iterdir(), ROOT / "examples" / "02_forward.py"):
-        (work / file.name).write_bytes(file.read_bytes())
+    for file in (only(built, "*.whl"), *dependencies.iterdir()):
+        shutil.copy(file, work)
+    shutil.copytree(ROOT / "examples", work / "examples")
     run_in(root, work, "python3", "-m", "venv", "venv")
     run_in(root, work, "venv/bin/pip", "install", "--quiet", "--no-index", "--find-links", "/mnt", "afxdp-pool")
     return root, work
@@ -70,7 +74,7 @@ def installed(built: Path, dependencies: Path, tmp_path_factory: pytest.TempPath
 
 def test_the_wheel_has_its_libraries_and_their_licences(built: Path) -> None:
     wheel = only(built, "*.whl")
-    assert re.fullmatch(r"afxdp_pool-[\d.]+-cp311-abi3-manylinux_2_\d+_x86_64\.whl", wheel.name)
+    assert re.fullmatch(rf"afxdp_pool-[\d.]+-cp311-abi3-manylinux_2_\d+_{MACHINE}\.whl", wheel.name)
     with zipfile.ZipFile(wheel) as file:
         names = file.namelist()
         (notice,) = (file.read(name).decode() for name in names if name.endswith("licenses/bundled/NOTICE"))
@@ -83,8 +87,8 @@ def test_the_wheel_has_its_libraries_and_their_licences(built: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert any(name.endswith("licenses/bpf/LICENSE") for name in names)
     assert any(name.endswith("licenses/bundled/LGPL-2.1") for name in names)
-    assert "afxdp_pool/_native/_ffi.abi3.so" in names
-    assert "pytest_afxdp_pool.py" in names
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "afxdp_pool").rglob("*.py*") if path.suffix != ".pyc"}
+    assert modules | {"pytest_afxdp_pool.py", "afxdp_pool/_native/_ffi.abi3.so"} <= set(names)
     assert len([name for name in names if name.startswith("afxdp_pool/_bpf/") and name.endswith(".o")]) >= 5
     assert all(name in record for name in names if not name.endswith("/"))
     assert not any(name.startswith(("tests/", "benchmarks/", "bpf/")) for name in names)
@@ -125,7 +129,7 @@ def test_the_doctor_finds_nothing_missing(installed: tuple[Path, Path]) -> None:
 
 
 def test_packets_are_forwarded_and_counted(installed: tuple[Path, Path]) -> None:
-    said = run_in(*installed, "venv/bin/python", "02_forward.py")
+    said = run_in(*installed, "venv/bin/python", "examples/02_forward.py")
     assert "sent 50000, completed 50000" in said, said
     assert "far end: 50000 packets of 4 flows, 0 lost, 0 reordered" in said
 
@@ -153,10 +157,10 @@ def test_the_sdist_builds_from_packages_of_the_distribution_alone(
         pytest.skip(reason)
     root, work = debian(*BUILD), tmp_path_factory.mktemp("build")
     sdist = only(built, "*.tar.gz")
-    for file in (sdist, ROOT / "examples" / "02_forward.py"):
-        (work / file.name).write_bytes(file.read_bytes())
+    shutil.copy(sdist, work)
+    shutil.copytree(ROOT / "examples", work / "examples")
     run_in(root, work, "python3", "-m", "venv", "--system-site-packages", "venv")
     install = ("venv/bin/pip", "install", "--no-index", "--no-build-isolation")
     run_in(root, work, *install, f"/mnt/{sdist.name}")
-    said = run_in(root, work, "venv/bin/python", "02_forward.py")
+    said = run_in(root, work, "venv/bin/python", "examples/02_forward.py")
     assert "far end: 50000 packets of 4 flows, 0 lost, 0 reordered" in said, said
