@@ -1,71 +1,79 @@
-"""Two queues, a worker for each; then packets that two workers keep, sent by a thread of the application's own."""
+"""Two queues, a worker for each. With `--thread` the workers keep their packets, and a thread of our own sends them."""
 
+from __future__ import annotations
+
+import argparse
+import contextlib
 import queue
+import threading
+from dataclasses import replace
+
+import common
 
 import afxdp_pool as ap
-from afxdp_pool.testing.lab import Lab
-from afxdp_pool.testing.traffic import Sink, Source
+from afxdp_pool.testing import Sink, Source, VethPair
 
-with Lab() as lab:
-    left, right = lab.veth("left", queues=2), lab.veth("right", queues=2)
-    options = ap.Options(netns=lab.engine_netns, queues=(0, 1), workers="queues")
 
-    # Packets redirected on CPU n arrive on queue n.
-    with (
-        Sink(right.far, verify=False) as sink,
-        Source(left.far, cpu=0) as first,
-        Source(left.far, cpu=1) as second,
-        ap.forward(left.near.name, right.near.name, options=options) as workers,
-    ):
-        workers.start()
+class Sender(threading.Thread):
+    """Sends what it is given out of a port of its own; the frames come home to the pools that they are of.
+
+    Attributes:
+        port: set once it is open, before the thread is started.
+    """
+
+    port: ap.Port
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._kept: queue.SimpleQueue[ap.Batch | None] = queue.SimpleQueue()
+
+    def keep(self, batch: ap.Batch) -> int:
+        """The handler. Called from all workers' threads: a SimpleQueue may be used from any."""
+        self._kept.put(batch.copy())
+        return ap.KEEP
+
+    def run(self) -> None:
+        """Until `stop()`, and all that was kept is sent."""
+        while (batch := self._kept.get()) is not None:
+            while len(batch):
+                batch = batch[self.port.transmit(batch) :]
+                self.port.complete()
+        while self.port.stats().tx_completed < self.port.stats().tx_packets:
+            self.port.complete()
+
+    def stop(self) -> None:
+        """End, soon."""
+        self._kept.put(None)
+        self.join()
+
+
+def demo(left: VethPair, right: VethPair) -> None:
+    """Packets redirected on CPU n arrive on queue n."""
+    with Sink(right.far, verify=False) as sink, Source(left.far, cpu=0) as first, Source(left.far, cpu=1) as second:
         for source in (first, second):
             source.start(count=10_000, rate=20_000)
         for source in (first, second):
             source.wait(10)
-        seen = sink.wait(20_000).packets
-        workers.stop()
-        report = workers.join()
+        print(f"far end: {sink.wait(20_000).packets} packets")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--thread", action="store_true", help="a thread beside the workers sends")
+    with common.place(__doc__, "left", "right", queues=2, parser=parser) as here, contextlib.ExitStack() as stack:
+        options = replace(here.options, queues=(0, 1), workers="queues")
+        if not here.args.thread:
+            report = here.run(stack.enter_context(ap.forward(*here.names, options=options)), demo)
+        else:
+            sender = Sender()
+            handling = ap.handle(here.names[:1], sender.keep, options=replace(options, frames=16384))
+            workers = stack.enter_context(handling)
+            pool = stack.enter_context(ap.FramePool(workers.umem))
+            only_sends = ap.PortConfig(receive=False)
+            sender.port = ap.Port(pool, here.names[1], config=only_sends, netns=options.netns)
+            stack.enter_context(sender.port)
+            sender.start()
+            report = here.run(workers, demo, finish=sender.stop)
+            print("came home to their own pools:", sum(stats.remote_frames for stats in report.pools))
         for worker in report.workers:
             print(f"{worker.name}: received {worker.received}, completed {worker.completed}")
-        print(f"far end: {seen} packets")
-        print(workers.audit().check())
-
-with Lab() as lab:
-    left, right = lab.veth("left", queues=2), lab.veth("right")
-    options = ap.Options(netns=lab.engine_netns, queues=(0, 1), workers="queues", frames=16384)
-    kept: queue.SimpleQueue[ap.Batch] = queue.SimpleQueue()
-
-    def keep(batch: ap.Batch) -> int:
-        """Called from both workers' threads; a SimpleQueue may be used from any."""
-        kept.put(batch.copy())
-        return ap.KEEP
-
-    send_only = ap.PortConfig(receive=False)
-    with (
-        ap.handle([left.near.name], keep, options=options) as workers,
-        ap.FramePool(workers.umem) as pool,
-        ap.Port(pool, right.near.name, config=send_only, netns=lab.engine_netns) as port,
-        Sink(right.far, verify=False) as sink,
-        Source(left.far, cpu=0) as first,
-        Source(left.far, cpu=1) as second,
-    ):
-        workers.start()
-        for source in (first, second):
-            source.start(count=5000, rate=20_000)
-        sent = 0
-        while sent < 10_000 or port.stats().tx_completed < sent:
-            port.complete()
-            if sent < 10_000:
-                batch = kept.get(timeout=10)
-                sent += len(batch)
-                while len(batch):
-                    batch = batch[port.transmit(batch) :]
-                    port.complete()
-        for source in (first, second):
-            source.wait(10)
-        seen = sink.wait(10_000).packets
-        workers.stop()
-        report = workers.join()
-        home = [stats.remote_frames for stats in report.pools]
-        print(f"kept {report.engine.kept}, far end {seen}; came home to their own pools: {sum(home)}")
-        print(workers.audit().check())

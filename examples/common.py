@@ -50,10 +50,12 @@ class Place:
         *,
         packets: int | None = None,
         on_tick: Callable[[Any], None] | None = None,
+        finish: Callable[[], None] = lambda: None,
     ) -> ap.Report:
         """Let `runner` run: in a lab until `demo`, called with its pairs, has played. Say what came of it, audited.
 
-        With `packets` a lab's run ends when so many have been received, or 10 seconds after it began.
+        With `packets` a lab's run ends when so many have been received, or 10 seconds after it began. `finish` is
+        called between the run and the audit.
         """
         before = signal.signal(signal.SIGINT, lambda *_: runner.stop())
         try:
@@ -69,6 +71,7 @@ class Place:
                 report = runner.run(self.seconds, on_tick=on_tick)
         finally:
             signal.signal(signal.SIGINT, before)
+            finish()
         print(report)
         for port in report.ports:
             if port.kernel.rx_ring_full or port.kernel.rx_dropped:
@@ -82,6 +85,7 @@ def place(
     doc: str | None,
     *pairs: str,
     many: bool = False,
+    queues: int = 1,
     hosts: bool = False,
     parser: argparse.ArgumentParser | None = None,
     port: ap.PortConfig = ap.PortConfig(),  # noqa: B008
@@ -91,6 +95,7 @@ def place(
     Args:
         doc: what the example is about.
         many: it takes more interfaces than `pairs`, too.
+        queues: how many each interface has in the lab.
         hosts: the far end of each cable is a host of its own, with a kernel's stack.
         parser: with arguments of its own.
         port: rings and mode of its ports.
@@ -113,7 +118,7 @@ def place(
             yield Place(args.interfaces, options, args.seconds, [], args)
             return
         with Lab() as lab:
-            made = [lab.veth(name, host=hosts) for name in pairs]
+            made = [lab.veth(name, queues, host=hosts) for name in pairs]
             names = [pair.near.name for pair in made]
             yield Place(names, replace(options, netns=lab.engine_netns), args.seconds, made, args)
     except AfXdpError as error:

@@ -32,10 +32,16 @@ EXPECTED = {
         "all accounted for",
     ],
     "06_workers.py": [
-        "worker 1: received 10000, completed 10000",
         "far end: 20000 packets",
-        "kept 10000, far end 10000; came home to their own pools: 10000",
         "app 0, tx 0; all accounted for",
+        "worker 0: received 10000, completed 10000",
+        "worker 1: received 10000, completed 10000",
+    ],
+    "06_workers.py --thread": [
+        "far end: 20000 packets",
+        "app 0, tx 0; all accounted for",
+        "came home to their own pools: 20000",
+        "worker 1: received 10000, completed 0",
     ],
     "05_by_hand.py": ["1000 received", "far ends: 1000 and 1000", "app 0, tx 0; all accounted for"],
     "07_compiled.py": [
