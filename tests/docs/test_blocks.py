@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from blocks import ROOT, Page, blocks
 
-PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)]
+BOOK = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
+PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *BOOK]
 WITH_CODE = [page for page in PAGES if any(block.code for block in blocks(page))]
 NAMES = {str(page.relative_to(ROOT)): page for page in WITH_CODE}
 
@@ -22,6 +23,7 @@ NOT_RUN = {
     "docs/performance.md": 1,
     "docs/remote-returns.md": 1,
     "docs/tutorial.md": 2,
+    "examples/README.md": 2,
 }
 
 
