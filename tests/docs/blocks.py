@@ -164,12 +164,11 @@ class Shell:
             time.sleep(0.02)
 
     def attached(self) -> bool:
-        """Whether a child of this shell holds a link of an XDP program."""
+        """Whether a child of this shell holds a link of an XDP program, other than the resident ones' on a loopback."""
+        link = re.compile(r"link_type:\s*xdp\n(?:.*\n)*ifindex:\s*(?!1\n)\d+")
         for child in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
             with contextlib.suppress(OSError):
-                if any(
-                    re.search(r"link_type:\s*xdp", fd.read_text()) for fd in Path(f"/proc/{child}/fdinfo").iterdir()
-                ):
+                if any(link.search(fd.read_text()) for fd in Path(f"/proc/{child}/fdinfo").iterdir()):
                     return True
         return False
 
