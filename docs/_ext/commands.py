@@ -42,7 +42,8 @@ def described(parser: argparse.ArgumentParser, summary: str) -> list[str]:
             continue
         if group.title not in ("options", "positional arguments"):
             about = f": {group.description}" if group.description else ""
-            lines += [f".. rubric:: {group.title[:1].upper()}{group.title[1:]}{about}", ""]
+            title = group.title or ""
+            lines += [f".. rubric:: {title[:1].upper()}{title[1:]}{about}", ""]
         for action in shown:
             value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
             if action.choices and not action.metavar:
