@@ -16,6 +16,7 @@ GROUP = np.uint64(1 << 40)  # the bit of a MAC address that says multicast; broa
 RESERVED = np.uint64(0x0180C2000000 >> 4)  # 01:80:c2:00:00:0x is for the neighbour alone (IEEE 802.1Q, 8.6.3)
 
 
+MOST = 1 << 16  # addresses, so that nobody can fill the memory with them
 NOBODY = np.uint64(2**64 - 1)  # the table's last entry, so that a search always ends at one
 
 
@@ -58,7 +59,7 @@ class Switch:
         self.places[index[known]] = here
         strange = sources[~known]
         new = np.unique(strange[(strange & GROUP) == 0])
-        if len(new):
+        if len(new) and len(self.macs) < MOST:
             young = self.seen > now - self.age
             macs = np.concatenate([self.macs[young], new])
             places = np.concatenate([self.places[young], np.full(len(new), here, np.uint8)])

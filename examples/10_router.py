@@ -3,7 +3,7 @@
 Routes and neighbours are followed as they change, so `ip route`, ARP and routing daemons go on as ever; ARP packets
 never come here. Packets for this machine, those without a neighbour yet, with options, too long, or with a TTL that
 ends go to the kernel through a TUN device: it resolves, answers, or sends the ICMP error. It has to forward as well
-(sysctl net.ipv4.ip_forward=1), and its filters see only what goes that way.
+(sysctl net.ipv4.ip_forward=1, no strict rp_filter), and its filters see only what goes that way.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ CHANGES = 0x1 | 0x4 | 0x40  # RTMGRP_LINK, RTMGRP_NEIGH, RTMGRP_IPV4_ROUTE
 UNICAST, MAIN, LOCAL = 1, 254, 255  # a route's type; tables
 NUD_VALID = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # its MAC address may be used
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x1, 0x1000
+IPV4 = Path("/proc/sys/net/ipv4")  # of the namespace that looks
 HOP = np.dtype([("verdict", "u1"), ("port", "u8"), ("mtu", "u4"), ("mac", "u8"), ("gateway", "u8")])
 
 
@@ -126,7 +127,9 @@ class Router:
         with in_netns(self.netns), IPRoute() as ip:
             self.tun = os.open("/dev/net/tun", os.O_RDWR)
             granted = fcntl.ioctl(self.tun, TUNSETIFF, struct.pack("16sH22x", b"router%d", IFF_TUN | IFF_NO_PI))
-            ip.link("set", index=socket.if_nametoindex(granted[:16].rstrip(b"\0").decode()), state="up")
+            name = granted[:16].rstrip(b"\0").decode()
+            (IPV4 / "conf" / name / "rp_filter").write_text("0")  # who sent what comes from there lives elsewhere
+            ip.link("set", index=socket.if_nametoindex(name), state="up")
         processes = multiprocessing.get_context("spawn")
         ours, theirs = processes.Pipe()
         process = processes.Process(target=follow, args=(theirs, self.names, self.netns))
@@ -190,10 +193,12 @@ def demo(router: Router, a: VethPair, b: VethPair) -> None:
 if __name__ == "__main__":
     with common.place(__doc__, "a", "b", many=True, hosts=True) as here:
         with in_netns(here.options.netns):
+            forwards, strict = IPV4 / "ip_forward", IPV4 / "conf/all/rp_filter"
             if here.pairs:
-                Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-            elif Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "0":
-                print("net.ipv4.ip_forward is 0: the kernel will not do its part")
+                forwards.write_text("1")
+                strict.write_text("0")
+            elif forwards.read_text().strip() == "0" or strict.read_text().strip() == "1":
+                print("the kernel will not do its part: set net.ipv4.ip_forward=1 and net.ipv4.conf.all.rp_filter=0")
         router = Router(here.names, here.options.netns)
         options = replace(here.options, rules=[ap.Rule(ethertype=0x0800)], batch=256)
         with router.following(), ap.handle(here.names, router, options=options) as forwarder:

@@ -73,6 +73,7 @@ def test_a_router_with_routes_of_its_own(lab: Lab) -> None:
     a, b, c = pairs = [lab.veth(name, host=True) for name in "abc"]
     with in_netns(lab.engine_netns), IPRoute() as ip:
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        Path("/proc/sys/net/ipv4/conf/all/rp_filter").write_text("0")
         ip.route("add", dst="203.0.113.0/24", gateway=b.far.ipv4)
         ip.route("add", dst="203.0.113.128/25", gateway=c.far.ipv4)
         with running(lab, "10_router.py", pairs), Sink(b.far) as at_b, Sink(c.far) as at_c:
