@@ -209,7 +209,7 @@ def test_frames_kept_by_workers_and_put_by_another_thread() -> None:
             for side in sides:
                 until(lambda side=side: side.kernels[0].filled() >= 10)  # type: ignore[misc]
                 assert side.kernels[0].deliver(10) == 10
-        until(lambda: workers.snapshot().received == 1000)
+        until(lambda: workers.snapshot().engine.kept == 1000)  # then the handlers have queued them all
         kept.put(None)
         putter.join()
         workers.stop()
