@@ -71,6 +71,12 @@ def audit(*, fill: int = 0, wrong: int = 0) -> Audit:
 # What may be typed ----------------------------------------------------------------------------------------------------
 
 
+def test_a_handler_that_is_too_slow_is_told_of() -> None:
+    slow = replace(report().engine, handler_calls=160, handler_timed=10, handler_slow=4, handler_longest_ns=5_300_000)
+    (line,) = output.troubles(replace(report(), engine=slow))
+    assert line == "the handler is slow: 4 of 10 calls timed took over 1 ms, the longest 5.3 ms"
+
+
 @pytest.mark.parametrize(
     ("text", "value"), [("0", 0), ("17", 17), ("1.5k", 1500), ("2M", 2e6), ("2m", 2e6), ("1G", 1e9), ("1e3", 1000)]
 )
