@@ -19,6 +19,7 @@ from afxdp_pool.config import PortConfig, UmemConfig
 from afxdp_pool.errors import (
     AfXdpError,
     AuditError,
+    BrokerError,
     ConfigError,
     DoubleFreeError,
     ForeignFrameError,
@@ -52,7 +53,7 @@ from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
 from afxdp_pool.headers import ARP, ETH, ICMP, IPV4, IPV6, TCP, UDP, VLAN
 from afxdp_pool.info import Info, LoopInfo, MemoryInfo, Versions, XdpInfo
 from afxdp_pool.libraries import from_library, include_dir
-from afxdp_pool.memory import BpfMemory
+from afxdp_pool.memory import BpfMemory, SharedMemory
 from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
 from afxdp_pool.pool import FramePool
 from afxdp_pool.port import Port, PortInfo
@@ -90,6 +91,7 @@ __all__ = [
     "AuditError",
     "Batch",
     "BpfMemory",
+    "BrokerError",
     "Compiled",
     "ConfigError",
     "DoubleFreeError",
@@ -138,6 +140,7 @@ __all__ = [
     "Route",
     "Rule",
     "Runner",
+    "SharedMemory",
     "Template",
     "Umem",
     "UmemConfig",

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
+import weakref
 from typing import Any
 
 from afxdp_pool import netdev as netdevs
-from afxdp_pool._native import lib
+from afxdp_pool._native import ffi, lib
+from afxdp_pool.config import PortConfig
 from afxdp_pool.errors import (
     AfXdpError,
     ConfigError,
@@ -26,6 +28,8 @@ from afxdp_pool.errors import (
 )
 from afxdp_pool.filters import Rule
 from afxdp_pool.program import XdpProgram
+
+_names: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # of native_config()
 
 
 def check_place(netdev: str, queue: int, netns: str | None) -> netdevs.Netdev:
@@ -47,6 +51,29 @@ def check_place(netdev: str, queue: int, netns: str | None) -> netdevs.Netdev:
             + f", or give it more (ethtool -L {netdev} combined N)",
         )
     return place
+
+
+def native_config(netdev: str, queue: int, c: PortConfig) -> Any:
+    """The C struct that describes a port to be opened. Ownership: keeps the name it points to alive."""
+    flags = {"auto": 0, "copy": lib.XDP_COPY, "zero-copy": lib.XDP_ZEROCOPY}[c.mode]
+    name = ffi.new("char[]", netdev.encode())
+    native = ffi.new(
+        "struct afp_port_config *",
+        {
+            "netdev": name,
+            "queue": queue,
+            "fill_size": c.fill_size,
+            "comp_size": c.comp_size,
+            "rx_size": c.rx_size if c.receive else 0,
+            "tx_size": c.tx_size if c.transmit else 0,
+            "bind_flags": flags | (lib.XDP_USE_NEED_WAKEUP if c.need_wakeup else 0),
+            "tx_budget": c.tx_budget,
+            "busy_poll_us": c.busy_poll_us,
+            "busy_poll_budget": c.busy_poll_budget,
+        },
+    )
+    _names[native] = name
+    return native
 
 
 def open_error(name: str, driver: str, mode: str, code: int, stage: int) -> AfXdpError:

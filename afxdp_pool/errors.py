@@ -93,6 +93,10 @@ class ProgramLoadError(AfXdpError):
     """The kernel refused the XDP program or one of its maps."""
 
 
+class BrokerError(AfXdpError):
+    """The broker that makes sockets for this process cannot be reached, refused, or said what makes no sense."""
+
+
 class LinkGoneError(AfXdpError):
     """The network device went away, or was taken down, while the port was in use.
 

@@ -8,8 +8,10 @@ page_pool's memory provider (include/net/page_pool/memory_provider.h).
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import mmap
+import os
 from typing import Protocol
 
 from afxdp_pool.errors import MemoryLimitError
@@ -99,6 +101,54 @@ class HugePageMemory(_Mapping):
             ) from error
         buffer.madvise(_MADV_DONTFORK)
         super().__init__(buffer, "2 MB pages")
+
+
+class SharedMemory(_Mapping):
+    """Memory behind a descriptor (memfd_create), so that a broker can register it for this process.
+
+    Its size is sealed, so that whoever maps it cannot be made to fault by a file that shrinks. All of it is touched at
+    once: the pages are charged to the control group of who touches them first. See docs/privileges.md.
+
+    Args:
+        size: bytes.
+        huge_pages: of 2 MB pages.
+
+    Attributes:
+        fd: the descriptor, to be passed on. Owned by this object.
+
+    Raises:
+        MemoryLimitError: there is not so much memory, or too few huge pages are free.
+
+    Concurrency: any thread; `close()` when no other thread uses it.
+    """
+
+    def __init__(self, size: int, *, huge_pages: bool = False) -> None:
+        page, flags = 4096, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        if huge_pages:
+            page, flags = HUGE_PAGE, flags | os.MFD_HUGETLB | os.MFD_HUGE_2MB
+        size = -(-size // page) * page
+        self.fd = os.memfd_create("afxdp_umem", flags)
+        try:
+            os.posix_fallocate(self.fd, 0, size)
+            buffer = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        except (OSError, ValueError, OverflowError) as error:
+            os.close(self.fd)
+            raise MemoryLimitError(
+                subject=f"{size} bytes",
+                doing="allocating the shared memory",
+                errno=getattr(error, "errno", 0) or 0,
+                hint=f"have more: sysctl vm.nr_hugepages={size // page}" if huge_pages else "ask for fewer frames",
+            ) from error
+        buffer.madvise(_MADV_DONTFORK)
+        super().__init__(buffer, f"{'2 MB' if huge_pages else '4 KB'} pages, shared")
+
+    def close(self) -> None:
+        """Let go of the memory and the descriptor. Idempotent."""
+        super().close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 class BpfMemory(_Mapping):

@@ -180,28 +180,37 @@ def in_netns(name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
-    subject = f"network namespace {name}"
     home = os.open(_OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        try:
-            target = os.open(netns_path(name), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise NoSuchNamespaceError(
-                subject=subject,
-                doing="opening it",
-                errno=error.errno or 0,
-                hint=f"make it with `ip netns add {name}`" if not name.startswith("/") else "",
-            ) from None
-        try:
-            _enter(target, subject)
-        finally:
-            os.close(target)
+        enter_netns(name)
         try:
             yield
         finally:
             _enter(home, "the thread's own network namespace")
     finally:
         os.close(home)
+
+
+def enter_netns(name: str) -> None:
+    """Move this thread into the network namespace `name`, and whatever threads it starts from now on.
+
+    Raises:
+        NoSuchNamespaceError, PrivilegeError: as `in_netns`.
+    """
+    subject = f"network namespace {name}"
+    try:
+        target = os.open(netns_path(name), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NoSuchNamespaceError(
+            subject=subject,
+            doing="opening it",
+            errno=error.errno or 0,
+            hint=f"make it with `ip netns add {name}`" if not name.startswith("/") else "",
+        ) from None
+    try:
+        _enter(target, subject)
+    finally:
+        os.close(target)
 
 
 def new_netns() -> int:

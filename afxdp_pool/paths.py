@@ -20,7 +20,7 @@ from afxdp_pool.filters import Rule
 from afxdp_pool.forwarder import SPIN, Forwarder
 from afxdp_pool.handlers import DROP, FORWARD, TX, Handler
 from afxdp_pool.live import LARGEST_UMEM
-from afxdp_pool.memory import BpfMemory
+from afxdp_pool.memory import BpfMemory, Memory, SharedMemory
 from afxdp_pool.pool import FramePool
 from afxdp_pool.port import Port
 from afxdp_pool.program import XdpProgram
@@ -41,6 +41,8 @@ class Options:
 
     Attributes:
         netns: network namespace of the network devices; None for the caller's.
+        via: the UNIX socket of a broker that makes the sockets; see `Port`. Rules, XDP mode and NAPI values of the
+            devices are then set where the broker runs.
         queues: queues of each device; queue i of one forwards to queue i of the other.
         frames: frames of the Umem; None: enough for the rings of all ports, rounded up to a power of two.
         frame_size, huge_pages: see `UmemConfig`.
@@ -59,6 +61,7 @@ class Options:
     """
 
     netns: str | None = None
+    via: str | None = None
     queues: Sequence[int] = (0,)
     frames: int | None = None
     frame_size: int = 4096
@@ -90,6 +93,17 @@ class Options:
         if self.cpus is not None and len(self.cpus) != len(self.queue_groups):
             raise ConfigError(
                 f"{len(self.cpus)} CPUs for {len(self.queue_groups)} workers", hint="give one CPU a worker, or none"
+            )
+        elsewhere = (
+            self.netns,
+            self.rules or None,
+            self.threaded_napi,
+            self.napi_defer_hard_irqs,
+            self.gro_flush_timeout,
+        )
+        if self.via is not None and any(setting is not None for setting in elsewhere):
+            raise ConfigError(
+                "namespace, rules and NAPI values are not set through a broker", hint="set them where the broker runs"
             )
         for name in ("napi_defer_hard_irqs", "gro_flush_timeout"):
             if not 0 <= (getattr(self, name) or 0) < 1 << 31:
@@ -263,17 +277,17 @@ def _frames(plans: Sequence[_Plan], options: Options) -> int:
 
 def _open(plans: Sequence[_Plan], options: Options, handler: Handler | None = None) -> Runner:
     places = [place for plan in plans for place in plan.places]
-    for place in places:
+    for place in places if options.via is None else ():
         check_place(place.netdev, place.queue, options.netns)
     netdevs = dict.fromkeys(place.netdev for place in places)
     with contextlib.ExitStack() as undo:
         frames = _frames(plans, options)
-        memory, refused = _visible_memory(frames * options.frame_size, places, options)
+        memory, refused = _memory(frames * options.frame_size, places, options)
         umem = undo.enter_context(
             Umem(frames, frame_size=options.frame_size, huge_pages=options.huge_pages, memory=memory)
         )
         pools = [undo.enter_context(FramePool(umem)) for _ in plans]
-        receiving = {place.netdev for place in places if place.config.receive}
+        receiving = {place.netdev for place in places if place.config.receive and options.via is None}
         programs = {netdev: undo.enter_context(_program(netdev, options)) for netdev in netdevs if netdev in receiving}
         workers = [
             [
@@ -285,6 +299,7 @@ def _open(plans: Sequence[_Plan], options: Options, handler: Handler | None = No
                         config=place.config,
                         netns=options.netns,
                         program=programs.get(place.netdev),
+                        via=options.via,
                         paused=True,
                     )
                 )
@@ -326,10 +341,10 @@ def _open(plans: Sequence[_Plan], options: Options, handler: Handler | None = No
     return runner
 
 
-def _visible_memory(
-    size: int, places: Sequence[_Place], options: Options
-) -> tuple[BpfMemory | None, AfXdpError | None]:
-    """Memory that BPF programs can see, if a port may transmit live and nothing speaks against it; or why not."""
+def _memory(size: int, places: Sequence[_Place], options: Options) -> tuple[Memory | None, AfXdpError | None]:
+    """Memory that a broker can register; or that BPF programs can see, if a port may transmit live, or why not."""
+    if options.via is not None:
+        return SharedMemory(size, huge_pages=options.huge_pages), None
     wanted = {place.config.transmit for place in places}
     if "live" not in wanted and (
         "auto" not in wanted or options.huge_pages or options.port.mode == "zero-copy" or size > LARGEST_UMEM

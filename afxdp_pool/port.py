@@ -7,39 +7,39 @@ submitted minus returned; `audit()` holds the frame table against that.
 
 from __future__ import annotations
 
-import errno
 import logging
-import time
+import os
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
-from afxdp_pool import netdev as netdevs
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import DESC, Batch, need_batch
-from afxdp_pool.binding import borrow_program, check_place, link_gone, open_error, return_program
+from afxdp_pool.binding import check_place, link_gone, return_program
 from afxdp_pool.config import PortConfig, check_count
 from afxdp_pool.errors import (
     AfXdpError,
+    BrokerError,
+    ConfigError,
     ForeignFrameError,
     LinkGoneError,
     MemoryLimitError,
-    ModeUnsupportedError,
     NotEnoughFramesError,
     PoolClosedError,
-    WrongThreadError,
 )
 from afxdp_pool.frame import Frame
-from afxdp_pool.live import LiveTransmit, Refused, describe, unfit
+from afxdp_pool.lease import Lease, MapLease
+from afxdp_pool.live import LiveTransmit, describe
+from afxdp_pool.opening import open_here, open_via
 from afxdp_pool.pool import FramePool
 from afxdp_pool.program import XdpProgram
 from afxdp_pool.refusals import raise_refused
 from afxdp_pool.stats import KernelStats, LiveStats, PortStats, kernel_stats, port_stats
 from afxdp_pool.waiting import Waiting
+from afxdp_pool.xsk import device_gone
 
 log = logging.getLogger("afxdp_pool")
-_RETRY_STEP = 0.01
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,9 @@ class Port(Waiting):
         config: ring sizes, mode, directions.
         netns: name of the network namespace it is in; None for the calling thread's.
         program: the XDP program to receive through. None makes one (shared by this process's ports on the netdev).
+        via: the UNIX socket of a broker (``afxdp-pool serve``), or of a device plugin for Kubernetes, that does what
+            needs privileges for this process. `netdev` is then one that the broker serves, in whichever network
+            namespace it runs; the Umem must be of `SharedMemory`. See docs/privileges.md.
         paused: receive nothing before `resume()`: until then the queue's packets go to the kernel's stack.
 
     Each port registers the Umem's memory for itself: so ports differ in mode, and close in any order.
@@ -102,12 +105,15 @@ class Port(Waiting):
         PrivilegeError, MemoryLimitError, ModeUnsupportedError, NotEnoughFramesError: the means are lacking; also for
             live transmit, if `config` demands it.
         ProgramBusyError, ProgramLoadError: see `XdpProgram`.
+        BrokerError: whoever listens at `via` cannot be reached, or makes no sense.
         WrongThreadError: the pool is bound to another thread.
 
     Concurrency: one thread at a time, the pool's owner while it fills.
     Source of the rules: Documentation/networking/af_xdp.rst, net/xdp/xsk.c.
     """
 
+    _inlet: XdpProgram | Lease | MapLease | None  # who brings the packets
+    _lease: Lease | None
     _live: LiveTransmit | None
     _netns: str | None
     _port: Any
@@ -122,22 +128,25 @@ class Port(Waiting):
         config: PortConfig | None = None,
         netns: str | None = None,
         program: XdpProgram | None = None,
+        via: str | os.PathLike[str] | None = None,
         paused: bool = False,
     ) -> None:
         self._prepare(pool, netdev, queue, config or PortConfig(), netns)
-        where = check_place(netdev, queue, netns)
-        self._driver = where.driver
+        if via is not None and (netns is not None or program is not None):
+            raise ConfigError(
+                "namespace and XDP program are the broker's", subject=self.name, hint="leave netns and program out"
+            )
+        where = check_place(netdev, queue, netns) if via is None else None
+        self._driver = where.driver if where else ""
         self._require_frames()
         self._port = self._new()
         try:
-            self._open()
-            if self.config.transmit in ("auto", "live"):
-                self._set_live(where)
-            if self.config.receive:
-                self._program = program or borrow_program(netdev, netns)
-                self._borrowed = program is None
-                if not paused:
-                    self.resume()
+            if where is not None:
+                open_here(self, where, program)
+            elif via is not None:
+                open_via(self, via)
+            if not paused:
+                self.resume()
         except BaseException:
             self.close()
             raise
@@ -176,10 +185,12 @@ class Port(Waiting):
         self._driver = ""
         self._port = None
         self._program = None
+        self._inlet = None
+        self._lease = None
         self._live = None
         self._no_live = ""
         self._troubles: set[int] = set()
-        self._borrowed = False
+        self._borrowed = self._orphaned = self._gone = False
         self._receiving = False
         self._last: PortStats | None = None
         self._last_kernel = KernelStats()
@@ -203,73 +214,24 @@ class Port(Waiting):
             raise MemoryLimitError("no memory, or more than 254 ports on one Umem", subject=self.name)
         return ffi.gc(port, lib.afp_port_forget)  # other threads may look at its counters while it is closed
 
-    def _open(self) -> None:
-        """Bind, trying again while the queue is busy: the kernel releases a closed socket's queue asynchronously."""
-        c = self.config
-        flags = (lib.XDP_USE_NEED_WAKEUP if c.need_wakeup else 0) | {
-            "auto": 0,
-            "copy": lib.XDP_COPY,
-            "zero-copy": lib.XDP_ZEROCOPY,
-        }[c.mode]
-        name = ffi.new("char[]", self.netdev.encode())
-        native = ffi.new(
-            "struct afp_port_config *",
-            {
-                "netdev": name,
-                "queue": self.queue,
-                "fill_size": c.fill_size,
-                "comp_size": c.comp_size,
-                "rx_size": c.rx_size if c.receive else 0,
-                "tx_size": c.tx_size if c.transmit else 0,
-                "bind_flags": flags,
-                "tx_budget": c.tx_budget,
-                "busy_poll_us": c.busy_poll_us,
-                "busy_poll_budget": c.busy_poll_budget,
-            },
-        )
-        stage = ffi.new("int *")
-        unbound = not self.pool.owner_tid
-        deadline = time.monotonic() + c.bind_timeout
-        with netdevs.in_netns(self._netns):
-            while (result := lib.afp_port_open(self._port, native, stage)) == -errno.EBUSY:
-                if time.monotonic() >= deadline:
-                    break
-                time.sleep(_RETRY_STEP)
-        if unbound and self.pool.owner_tid:
-            self.pool.unbind()  # opening filled the ring from here; the thread that runs the port comes later
-        if result == lib.AFP_WRONG_THREAD and stage[0] == lib.AFP_STAGE_TABLE:
-            raise WrongThreadError(
-                f"{self.name}: pool {self.pool.id} belongs to thread {self.pool.owner_tid}",
-                hint="open the port there, or let that thread call pool.unbind() first",
-            )
-        if result:
-            raise open_error(self.name, self._driver, c.mode, -result, stage[0])
+    def check(self) -> None:
+        """Raise if no packet can come or go any more.
 
-    def _set_live(self, where: netdevs.Netdev) -> None:
-        """Transmit live if that is possible and better, or note why not."""
-        demanded = self.config.transmit == "live"
-        refused = unfit(self.pool.umem)
-        if not demanded and lib.afp_port_zero_copy(self._port) == 1:
-            refused = Refused("the socket's zero-copy is better", chosen=True)
-        if refused is None:
-            try:
-                self._live = LiveTransmit(self.pool.umem, where, self._netns, only=demanded)
-            except AfXdpError as error:
-                if demanded:
-                    raise
-                log.debug("%s: no live transmit: %s", self.name, error)
-                refused = Refused(str(error).partition("\n")[0])  # what the verifier said is in the lines below
-            else:
-                lib.afp_port_set_live(self._port, self._live.native)
-                return
-        if demanded:
-            raise ModeUnsupportedError(f"live transmit is not possible: {refused.reason}", subject=self.name)
-        self._no_live = refused.reason
-        if not refused.chosen:
-            log.warning("%s: sending by the socket: %s", self.name, refused.reason)
+        Raises:
+            LinkGoneError: the network device was deleted.
+            BrokerError: the broker whose XDP program brings the packets has gone.
+        """
+        self._gone = self._gone or (self.native.fd >= 0 and device_gone(self.native.fd))
+        if self._gone:
+            raise LinkGoneError("the interface was deleted", subject=self.netdev, hint="make it again and start anew")
+        if self._lease is not None and self._inlet is not None and self._lease.ended():
+            raise BrokerError("the broker has gone, so no more packets come", subject=self.name, hint="start anew")
 
     def look_for_trouble(self) -> None:
         """Say in the log, once each, what keeps packets from going live. Called by a running forwarder now and then."""
+        if self._lease is not None and self._inlet is not None and self._lease.ended() and not self._orphaned:
+            self._orphaned = True
+            log.warning("%s: the broker has gone: no more packets come", self.name)
         live = self._live
         if live is None or live.native.trouble in self._troubles:
             return
@@ -311,7 +273,7 @@ class Port(Waiting):
 
     @property
     def program(self) -> XdpProgram | None:
-        """The XDP program this port receives through."""
+        """The XDP program this port receives through; None when it is a broker's."""
         return self._program
 
     @property
@@ -324,7 +286,7 @@ class Port(Waiting):
             self.queue,
             self._driver,
             "zero-copy" if zero_copy else "copy",
-            self._program.mode if self._program else None,
+            self._program.mode if self._program else self._lease.xdp_mode if self._lease and self._inlet else None,
             self.pool.umem.pages,
             ("live" if self._live else "socket") if c.transmit else "none",
             self._no_live,
@@ -340,14 +302,14 @@ class Port(Waiting):
 
     def resume(self) -> None:
         """Receive the queue's packets (again). Idempotent."""
-        if self._program is not None and not self._receiving:
-            self._program.add_socket(self.queue, self.native.fd)
+        if self._inlet is not None and not self._receiving:
+            self._inlet.add_socket(self.queue, self.native.fd)
             self._receiving = True
 
     def pause(self) -> None:
         """Let the queue's packets go to the kernel's stack. Those in the rings stay there. Idempotent."""
-        if self._program is not None and self._receiving:
-            self._program.remove_socket(self.queue)
+        if self._inlet is not None and self._receiving:
+            self._inlet.remove_socket(self.queue)
             self._receiving = False
 
     def fileno(self) -> int:
@@ -481,12 +443,17 @@ class Port(Waiting):
             return
         if self._waiter is not None:
             self._waiter()  # before the descriptor goes that it waits for
-        self.pause()
+        try:
+            self.pause()
+        except AfXdpError as error:
+            log.warning("%s: %s", self.name, error)  # closing the socket does it as well
         if self._program is not None and self._borrowed:
             return_program(self._program)
         self._last_kernel = self.kernel_stats()
         lib.afp_port_set_tap(self._port, ffi.NULL)
         lib.afp_port_end(self._port)
+        if self._lease is not None:
+            self._lease.close()
         self._last = port_stats(self._port)
         self._port = None
         if self._live is not None:

@@ -251,6 +251,11 @@ class XdpProgram:
         """The filter in effect."""
         return self._rules
 
+    @property
+    def map_fd(self) -> int:
+        """The descriptor of the XSKMAP, queue to socket. Ownership: the program's."""
+        return self._loaded().map("xsks").fd
+
     def add_socket(self, queue: int, fd: int) -> None:
         """Give the packets of receive queue `queue` to the AF_XDP socket `fd`, in place of any before it.
 

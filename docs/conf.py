@@ -32,7 +32,8 @@ default_role = "py:obj"
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:obj", ".*"),
-    ("py:class", r"(numpy|np|npt|collections|mmap|pathlib|threading|types)\..*|Path|Bytes|.*\.Columns"),  # of others
+    # Of others.
+    ("py:class", r"(numpy|np|npt|collections|mmap|os|pathlib|socket|threading|types)\..*|Path|Bytes|.*\.Columns"),
     ("py:class", r"prometheus_client\..*"),
 ]
 autodoc_member_order = "bysource"

@@ -24,6 +24,7 @@ SOURCES = (
     "port.c",
     "tap.c",
     "socket.c",
+    "lease.c",
     "live.c",
     "generate.c",
     "engine.c",

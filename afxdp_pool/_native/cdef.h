@@ -58,7 +58,7 @@ struct xsk_ring_prod { uint32_t cached_prod; uint32_t cached_cons; ...; };
 struct xsk_ring_cons { uint32_t cached_prod; uint32_t cached_cons; ...; };
 struct afp_tap;
 struct afp_port {
-	uint32_t id; uint32_t fill_level; int fd; int error;
+	uint32_t id; uint32_t fill_level; int fd; int error; bool busy_poll;
 	struct xsk_ring_prod fill, tx;
 	struct xsk_ring_cons rx, comp;
 	struct afp_mock_ring mock[4];
@@ -92,6 +92,12 @@ struct afp_turn { uint32_t completed, waiting, in_tx, missing; int error; };
 int afp_port_recycle(struct afp_port *port, struct afp_turn *out);
 int afp_port_zero_copy(const struct afp_port *port);
 int afp_port_kernel_stats(const struct afp_port *port, uint64_t *out);
+
+/* lease.c */
+int afp_socket_tune(int fd, const struct afp_port_config *c, int *stage);
+int afp_lease_make(void *area, uint64_t size, uint32_t frame_size, uint32_t headroom, const uint64_t *stock, uint32_t n, const struct afp_port_config *config, int *stage);
+int afp_lease_stock(struct afp_port *port, uint32_t fill_size, uint32_t most);
+int afp_lease_take(struct afp_port *port, int fd, const struct afp_port_config *config);
 
 /* live.h */
 #define AFP_LIVE_RING ...

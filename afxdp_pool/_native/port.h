@@ -36,6 +36,11 @@ struct afp_port_stats {
 };
 #define AFP_PORT_STATS 15
 
+struct afp_mapping {
+	void *at; /* NULL: none */
+	size_t size;
+};
+
 struct afp_port {
 	struct afp_table *table;
 	struct afp_pool *pool; /* frames for FILL; NULL when this port never fills */
@@ -55,6 +60,7 @@ struct afp_port {
 	struct xsk_umem *umem;
 	struct xsk_socket *xsk;
 	struct afp_mock_ring mock[4]; /* fill, comp, rx, tx */
+	struct afp_mapping mapped[4]; /* the same, of a socket that another process made */
 };
 
 struct afp_port_config {
@@ -77,6 +83,8 @@ enum afp_port_stat {
 struct afp_port *afp_port_new(struct afp_table *t, struct afp_pool *pool, uint32_t fill_level);
 int afp_port_open(struct afp_port *port, const struct afp_port_config *config, int *stage);
 int afp_port_mock(struct afp_port *port, uint32_t fill_size, uint32_t comp_size, uint32_t rx_size, uint32_t tx_size);
+/* One of the four: fill, comp, rx, tx. 0, or -ENOMEM. */
+int afp_mock_ring(struct afp_port *port, int which, uint32_t size);
 /* Closes the socket, then takes back every frame the kernel had. Idempotent; the struct stays until afp_port_free(). */
 void afp_port_close(struct afp_port *port);
 /* Closes for good: the table forgets the port. Idempotent; its counters can still be read. */
@@ -121,6 +129,23 @@ struct afp_turn {
 int afp_port_recycle(struct afp_port *port, struct afp_turn *out);
 /* The socket is gone: every frame the kernel had from this port comes home. */
 void afp_port_reclaim(struct afp_port *port);
+
+/* What a socket is made and bound with; then its budget and busy polling: 0 or a negative errno. */
+struct xsk_socket_config afp_socket_config(const struct afp_port_config *c);
+int afp_socket_tune(int fd, const struct afp_port_config *c, int *stage);
+
+/* A socket made by one process, the broker, and used by another. See lease.c. */
+
+/* The broker's side. `area` is mapped here; FILL gets the n addresses of `stock`. The descriptor of a bound socket, which is
+ * the caller's, or a negative errno. The memory stays registered as long as the socket lives, mapped here or not. */
+int afp_lease_make(void *area, uint64_t size, uint32_t frame_size, uint32_t headroom, const uint64_t *stock, uint32_t n,
+		   const struct afp_port_config *config, int *stage);
+/* The user's side. First choose what FILL will hold, `most` addresses or the fill level, in mock[0]: how many, or
+ * AFP_WRONG_THREAD, or -ENOMEM. */
+int afp_lease_stock(struct afp_port *port, uint32_t fill_size, uint32_t most);
+/* Then use the socket that was made so: the port owns `fd` whatever comes back, 0 or a negative errno. */
+int afp_lease_take(struct afp_port *port, int fd, const struct afp_port_config *config);
+void afp_lease_close(struct afp_port *port);
 
 static inline uint64_t port_count(const struct afp_port *port, enum afp_port_stat which)
 {

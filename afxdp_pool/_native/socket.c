@@ -96,6 +96,8 @@ static void close_socket(struct afp_port *port)
 {
 	if (port->xsk)
 		xsk_socket__delete(port->xsk);
+	else
+		afp_lease_close(port); /* one that was made elsewhere, if there is one */
 	if (port->umem)
 		xsk_umem__delete(port->umem);
 	port->xsk = NULL;
@@ -126,6 +128,29 @@ static int set_busy_poll(int fd, int us, int budget)
 	return 0;
 }
 
+int afp_socket_tune(int fd, const struct afp_port_config *c, int *stage)
+{
+	if (c->tx_budget) {
+		/* Not on older kernels; then a kick handles 32 descriptors, as it always did. */
+		uint32_t budget = c->tx_budget < c->tx_size ? c->tx_budget : c->tx_size;
+		(void)!setsockopt(fd, SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &budget, sizeof(budget));
+	}
+	if (!c->busy_poll_us)
+		return 0;
+	*stage = AFP_STAGE_BUSY_POLL;
+	return set_busy_poll(fd, c->busy_poll_us, c->busy_poll_budget);
+}
+
+struct xsk_socket_config afp_socket_config(const struct afp_port_config *c)
+{
+	return (struct xsk_socket_config){
+		.rx_size = c->rx_size,
+		.tx_size = c->tx_size,
+		.libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD,
+		.bind_flags = (uint16_t)c->bind_flags,
+	};
+}
+
 int afp_port_open(struct afp_port *port, const struct afp_port_config *c, int *stage)
 {
 	struct afp_table *t = port->table;
@@ -135,12 +160,7 @@ int afp_port_open(struct afp_port *port, const struct afp_port_config *c, int *s
 		.frame_size = t->frame_size,
 		.frame_headroom = t->headroom,
 	};
-	struct xsk_socket_config sock = {
-		.rx_size = c->rx_size,
-		.tx_size = c->tx_size,
-		.libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD,
-		.bind_flags = (uint16_t)c->bind_flags,
-	};
+	struct xsk_socket_config sock = afp_socket_config(c);
 	int err;
 
 	*stage = AFP_STAGE_UMEM;
@@ -164,50 +184,46 @@ int afp_port_open(struct afp_port *port, const struct afp_port_config *c, int *s
 		return err;
 	}
 	port->fd = xsk_socket__fd(port->xsk);
-	if (c->tx_budget) {
-		/* Not on older kernels; then a kick handles 32 descriptors, as it always did. */
-		uint32_t budget = c->tx_budget < c->tx_size ? c->tx_budget : c->tx_size;
-		(void)!setsockopt(port->fd, SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &budget, sizeof(budget));
+	err = afp_socket_tune(port->fd, c, stage);
+	if (err) {
+		close_socket(port);
+		return err;
 	}
-	if (c->busy_poll_us) {
-		*stage = AFP_STAGE_BUSY_POLL;
-		err = set_busy_poll(port->fd, c->busy_poll_us, c->busy_poll_budget);
-		if (err) {
-			close_socket(port);
-			return err;
-		}
-		port->busy_poll = true;
-	}
+	port->busy_poll = c->busy_poll_us > 0;
 	*stage = AFP_STAGE_NONE;
+	return 0;
+}
+
+int afp_mock_ring(struct afp_port *port, int which, uint32_t size)
+{
+	const size_t width = which < 2 ? sizeof(uint64_t) : sizeof(struct xdp_desc);
+	/* The four ring structs of libxdp are one layout under two names. */
+	void *rings[4] = {&port->fill, &port->comp, &port->rx, &port->tx};
+	struct afp_mock_ring *m = &port->mock[which];
+	struct xsk_ring_prod view = {.mask = size - 1, .size = size};
+
+	m->entries = calloc(size ? size : 1, width);
+	if (!m->entries)
+		return -ENOMEM;
+	m->producer = m->consumer = m->flags = 0;
+	m->size = size;
+	view.producer = &m->producer;
+	view.consumer = &m->consumer;
+	view.flags = &m->flags;
+	view.ring = size ? m->entries : NULL;
+	if (which == 0 || which == 3)
+		view.cached_cons = size; /* producer rings keep it one size ahead */
+	memcpy(rings[which], &view, sizeof(view));
 	return 0;
 }
 
 int afp_port_mock(struct afp_port *port, uint32_t fill_size, uint32_t comp_size, uint32_t rx_size, uint32_t tx_size)
 {
 	const uint32_t sizes[4] = {fill_size, comp_size, rx_size, tx_size};
-	const size_t widths[4] = {sizeof(uint64_t), sizeof(uint64_t), sizeof(struct xdp_desc), sizeof(struct xdp_desc)};
-	/* The four ring structs of libxdp are one layout under two names. */
-	void *rings[4] = {&port->fill, &port->comp, &port->rx, &port->tx};
 
-	for (int i = 0; i < 4; i++) {
-		struct afp_mock_ring *m = &port->mock[i];
-		struct xsk_ring_prod view = {0};
-
-		m->entries = calloc(sizes[i] ? sizes[i] : 1, widths[i]);
-		if (!m->entries)
+	for (int i = 0; i < 4; i++)
+		if (afp_mock_ring(port, i, sizes[i]))
 			return -ENOMEM;
-		m->producer = m->consumer = m->flags = 0;
-		m->size = sizes[i];
-		view.mask = sizes[i] - 1;
-		view.size = sizes[i];
-		view.producer = &m->producer;
-		view.consumer = &m->consumer;
-		view.flags = &m->flags;
-		view.ring = sizes[i] ? m->entries : NULL;
-		if (i == 0 || i == 3)
-			view.cached_cons = sizes[i]; /* producer rings keep it one size ahead */
-		memcpy(rings[i], &view, sizeof(view));
-	}
 	return 0;
 }
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from afxdp_pool import Options, PortConfig, Rule, __version__
-from afxdp_pool.config import Mode
+from afxdp_pool.config import Mode, Transmit
 from afxdp_pool.errors import ConfigError
 from afxdp_pool.forwarder import SPIN
 from afxdp_pool.routes import mac
@@ -202,6 +202,7 @@ def options(args: argparse.Namespace) -> Options:
         filled = {"rules": args.rules, "xdp_mode": args.xdp_mode, "attach": args.attach, "force": args.force}
     return Options(
         netns=args.netns,
+        via=args.via,
         queues=tuple(args.queue or [0]),
         frames=args.frames,
         frame_size=args.frame_size,
@@ -227,7 +228,7 @@ def _port(mode: Mode, args: argparse.Namespace) -> PortConfig:
         fill_size *= 2
     return PortConfig(
         mode=mode,
-        transmit=getattr(args, "transmit", "auto"),
+        transmit=_transmit(args),
         fill_size=fill_size,
         comp_size=ring,
         rx_size=ring,
@@ -236,6 +237,11 @@ def _port(mode: Mode, args: argparse.Namespace) -> PortConfig:
         busy_poll_us=args.busy_poll or 0,
         busy_poll_budget=args.busy_poll_budget,
     )
+
+
+def _transmit(args: argparse.Namespace) -> Transmit:
+    wanted: Transmit = getattr(args, "transmit", "auto")
+    return "socket" if wanted == "auto" and args.user else wanted  # live frames take privileges for each slice
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -306,6 +312,10 @@ def parser() -> argparse.ArgumentParser:
     top_.add_argument("--json", action="store_true", help="once, as one JSON document")
     top_.add_argument("--interval", metavar="S", type=seconds, default=2.0, help="from one look to the next; default 2")
 
+    from afxdp_pool.cli.serving import add_parser
+
+    add_parser(commands.add_parser("serve", help="make sockets for processes that have no privileges"))
+
     clean = commands.add_parser("clean", help="remove XDP programs that a killed process left on an interface")
     _add_place(clean)
     clean.add_argument("--force", action="store_true", help="whatever XDP program is there, in use or not ours")
@@ -331,6 +341,10 @@ def _add_path(command: argparse.ArgumentParser, *, receives: bool = True, sends:
 
     add("--metrics", metavar="[ADDR:]PORT", type=listening,
         help="serve Prometheus metrics there while it runs, by default on 127.0.0.1 (extra metrics)")  # fmt: skip
+
+    rights = command.add_argument_group("privileges", "see docs/privileges.md")
+    rights.add_argument("--via", metavar="PATH", help="have a broker make the sockets (afxdp-pool serve); needs none")
+    rights.add_argument("--user", metavar="NAME", help="run as this user, without privileges, once all is open")
 
     memory = command.add_argument_group("memory")
     memory.add_argument("--frames", metavar="N", type=count, help="frames of the UMEM; default: what the rings need")
@@ -383,9 +397,17 @@ def _add_path(command: argparse.ArgumentParser, *, receives: bool = True, sends:
         )
     if not receives:
         return
+    add_hook(mode)
+    add_filter(command)
+
+
+def add_hook(mode: argparse._ArgumentGroup) -> None:
+    """How the XDP program comes onto the interface."""
     xdp_mode = mode.add_mutually_exclusive_group()
     for flag, value in (("--native", "native"), ("--generic", "generic")):
-        xdp_mode.add_argument(flag, dest="xdp_mode", action="store_const", const=value, help=f"demand {value} XDP")
+        xdp_mode.add_argument(
+            flag, dest="xdp_mode", action="store_const", const=value, default="auto", help=f"demand {value} XDP"
+        )
     mode.add_argument(
         "--attach",
         choices=("auto", "link", "libxdp"),
@@ -394,6 +416,9 @@ def _add_path(command: argparse.ArgumentParser, *, receives: bool = True, sends:
     )
     mode.add_argument("--force", action="store_true", help="replace an XDP program that is not ours")
 
+
+def add_filter(command: argparse.ArgumentParser) -> None:
+    """Which packets to take."""
     wanted = command.add_argument_group(
         "filter", "which packets to take; the rest goes to the kernel's stack. Flags combine to one rule"
     )

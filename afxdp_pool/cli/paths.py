@@ -19,13 +19,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Self
 
 import afxdp_pool as ap
-from afxdp_pool import netdev as netdevs
 from afxdp_pool.cli import arguments, loading, traffic
 from afxdp_pool.cli.meter import Meter
 from afxdp_pool.cli.notices import Notices
-from afxdp_pool.cli.output import Captured, Outcome, Proof, document, outputs, sentence, summary
+from afxdp_pool.cli.output import Captured, Outcome, Proof, document, sentence, summary
 from afxdp_pool.cli.views import View, choose_view
-from afxdp_pool.errors import LinkGoneError, NoSuchInterfaceError, NoSuchNamespaceError
+from afxdp_pool.errors import ConfigError
 
 if TYPE_CHECKING:
     from afxdp_pool.capture import Capture, CaptureStats
@@ -214,7 +213,7 @@ def run(args: argparse.Namespace) -> int:
     """
     with Notices(aloud=not args.quiet) as notices, Signals() as signals:
         # Once its sockets are open packets come in, so everything else is made before.
-        look, view = _presence(args), choose_view(args, notices)
+        view = choose_view(args, notices)
         with open_path(args) as forwarder:
             pictures = open_pictures(args, forwarder)
             with pictures or nullcontext():
@@ -222,7 +221,9 @@ def run(args: argparse.Namespace) -> int:
                     capture = open_capture(args, forwarder)
                     view.beside = _beside(metrics, capture)
                     try:
-                        error = _watch(args, forwarder, view, look, signals)
+                        if args.user:
+                            _drop_privileges(args, forwarder)
+                        error = _watch(args, forwarder, view, signals)
                     finally:
                         signals.stops(None)
                         failed = _end(capture.close) if capture else None
@@ -239,9 +240,7 @@ def run(args: argparse.Namespace) -> int:
         return _finish(args, outcome, error)
 
 
-def _watch(
-    args: argparse.Namespace, forwarder: ap.Runner, view: View, look: Callable[[], None], signals: Signals
-) -> BaseException | None:
+def _watch(args: argparse.Namespace, forwarder: ap.Runner, view: View, signals: Signals) -> BaseException | None:
     """Run and show until it ends. Returns what ended it, if that was an error."""
     meter = Meter()
     with Worker(forwarder, args.duration) as worker:
@@ -255,26 +254,36 @@ def _watch(
                     view.show(report, meter.add(now, report), meter.history)
                     if now - looked >= LOOK_EVERY:
                         looked = now
-                        look()
+                        _look(forwarder)
         except (BrokenPipeError, ap.AfXdpError) as error:
             return error
     return worker.failure
 
 
-def _presence(args: argparse.Namespace) -> Callable[[], None]:
-    """A call that raises LinkGoneError when an interface has gone: a port that only receives cannot tell."""
-    indexes = {name: netdevs.find(name, args.netns).index for name in [args.interface, *outputs(args)]}
+def _look(forwarder: ap.Runner) -> None:
+    """Raise if an interface or the broker has gone: a loop that only receives cannot tell."""
+    for port in forwarder.ports:
+        port.check()
 
-    def look() -> None:
-        for name, index in indexes.items():
-            try:
-                there = netdevs.find(name, args.netns).index == index
-            except (NoSuchInterfaceError, NoSuchNamespaceError):
-                there = False
-            if not there:
-                raise LinkGoneError("the interface was deleted", subject=name, hint="make it again and start anew")
 
-    return look
+def _drop_privileges(args: argparse.Namespace, forwarder: ap.Runner) -> None:
+    """Become the user asked for. What is still to be done as root keeps what it takes.
+
+    Raises:
+        ConfigError: the XDP program could not be taken off again. Others as `privileges.become`.
+    """
+    from afxdp_pool import privileges
+
+    if any(port.program and port.program.attach_kind == "libxdp" for port in forwarder.ports):
+        raise ConfigError(
+            "a program that shares the interface through libxdp takes root to come off",
+            hint="leave --user out, or have a broker make the sockets (--via)",
+        )
+    live = any(port.info.transmit == "live" for port in forwarder.ports)
+    keep: tuple[str, ...] = ("CAP_NET_ADMIN", "CAP_BPF") if live else ()
+    if not privileges.unprivileged_maps():
+        keep += ("CAP_BPF",)
+    privileges.become(args.user, keep)
 
 
 def _reason(args: argparse.Namespace, report: ap.Report, signals: Signals, error: BaseException | None) -> str:

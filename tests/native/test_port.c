@@ -2,6 +2,8 @@
 /* A port over rings in plain memory: the honest kernel, the lying one, and the one that goes away. */
 #include "fake.h"
 
+#include <unistd.h>
+
 static uint32_t transmit(struct afp_port *port, const struct afp_desc *d, uint32_t n)
 {
 	struct afp_refusals refused = {0};
@@ -324,6 +326,33 @@ static void a_turn_does_what_the_rings_need(struct afp_table *t)
 	CHECK_EQ(afp_pool_destroy(p), 0);
 }
 
+/* What FILL will hold is chosen before there is a socket; whatever comes of that, the frames are home again. */
+static void a_lease_that_fails_takes_nothing(struct afp_table *t)
+{
+	const struct afp_port_config config = {.fill_size = 16, .comp_size = 16, .rx_size = 16, .tx_size = 16};
+	struct afp_pool *p = afp_pool_create(t, 0, 0);
+
+	for (uint32_t most = 0; most <= 16; most += 4) {
+		struct afp_port *port = afp_port_new(t, p, 12);
+		const uint64_t *stock;
+		int fd[2] = {-1, -1};
+
+		CHECK_EQ(afp_lease_stock(port, 16, most), most < 12 ? most : 12);
+		stock = port->mock[FILL].entries;
+		for (uint32_t i = 0; i < port->mock[FILL].producer; i++)
+			CHECK_EQ(word_state(t->word[stock[i] / t->frame_size]), AFP_FILL);
+		if (most % 8 == 0) { /* with what is no AF_XDP socket; else without any */
+			CHECK_EQ(pipe(fd), 0);
+			CHECK(afp_lease_take(port, fd[0], &config) < 0);
+			CHECK_EQ(port->fd, fd[0]);
+			CHECK_EQ(close(fd[1]), 0);
+		}
+		afp_port_free(port);
+		CHECK_EQ(close(fd[0]), -1); /* the port has closed it */
+	}
+	CHECK_EQ(afp_pool_destroy(p), 0);
+}
+
 static const struct test tests[] = {
 	{"packets_go_round_across_the_wrap_of_every_index", packets_go_round_across_the_wrap_of_every_index, 0},
 	{"full_rings_are_counts", full_rings_are_counts, 0},
@@ -334,6 +363,7 @@ static const struct test tests[] = {
 	{"a_pool_may_close_before_its_ports", a_pool_may_close_before_its_ports, 0},
 	{"fill_is_wanted_in_bulk_but_never_left_empty", fill_is_wanted_in_bulk_but_never_left_empty, 0},
 	{"a_port_without_a_pool_never_fills", a_port_without_a_pool_never_fills, 0},
+	{"a_lease_that_fails_takes_nothing", a_lease_that_fails_takes_nothing, 0},
 	{"port_numbers_run_from_1_to_254", port_numbers_run_from_1_to_254, 0},
 	{"a_turn_does_what_the_rings_need", a_turn_does_what_the_rings_need, 0},
 };

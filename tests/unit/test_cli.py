@@ -366,7 +366,6 @@ def test_an_unforeseen_error_has_no_traceback(
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr(paths, "open_path", fail)
-    monkeypatch.setattr(paths, "_presence", lambda _: None)
     assert main(["drop", "-i", "eth9"]) == 1
     said = capsys.readouterr()
     assert said.err.startswith("afxdp-pool: eth9: unexpected ZeroDivisionError: oh;")
