@@ -32,6 +32,7 @@ from afxdp_pool.errors import (
     AfXdpError,
     BrokerError,
     ConfigError,
+    LinkGoneError,
     MemoryLimitError,
     NoSuchInterfaceError,
     QueueRangeError,
@@ -186,9 +187,9 @@ class Broker:
     def _end(self, client: _Client, why: str) -> None:
         """Forget a client: its queue's packets go to the kernel's stack, unless another client has the queue by now."""
         self._release(client)
-        self._clients.discard(client)
         self._selector.unregister(client.sock)
         client.sock.close()
+        self._clients.discard(client)
         log.debug("%s: connection ended: %s", client, why)
 
     def _release(self, client: _Client) -> None:
@@ -277,7 +278,9 @@ class Broker:
                 subject=request.netdev,
                 hint=f"it serves {', '.join(map(str, self._queues))}",
             )
-        driver = check_place(request.netdev, request.queue, None).driver
+        place = check_place(request.netdev, request.queue, None)
+        if place.index != program.netdev.index:
+            raise LinkGoneError("the interface was made anew", subject=request.netdev, hint="start the broker anew")
         size = request.umem.frames * request.umem.frame_size
         taken = sum(c.grant.size for c in self._clients if c.grant and c.peer.uid == client.peer.uid)
         if taken + size > self._max_memory:
@@ -285,12 +288,12 @@ class Broker:
                 f"{size} bytes are more than user {client.peer.uid} may have, {self._max_memory - taken} more",
                 hint="use fewer frames, or raise its --max-memory",
             )
-        fd = _make(request, message.fd, size, driver)
+        fd = _make(request, message.fd, size, place.driver)
         client.grant = _Grant(request.netdev, request.queue, cookie(fd), size)
         # Whoever had the queue before has let it go, or the bind had failed.
         self._holders[request.netdev, request.queue] = client
         log.info("%s queue %d: given to %s", request.netdev, request.queue, client)
-        return wire.line(wire.SOCKET_ACK, driver or "none", program.mode), fd
+        return wire.line(wire.SOCKET_ACK, place.driver or "none", program.mode), fd
 
     def _held(self, client: _Client) -> tuple[_Grant, XdpProgram]:
         grant = client.grant

@@ -94,16 +94,12 @@ class Options:
             raise ConfigError(
                 f"{len(self.cpus)} CPUs for {len(self.queue_groups)} workers", hint="give one CPU a worker, or none"
             )
-        elsewhere = (
-            self.netns,
-            self.rules or None,
-            self.threaded_napi,
-            self.napi_defer_hard_irqs,
-            self.gro_flush_timeout,
-        )
-        if self.via is not None and any(setting is not None for setting in elsewhere):
+        elsewhere = ["netns", "rules", "xdp_mode", "attach", "force"]
+        elsewhere += ["threaded_napi", "napi_defer_hard_irqs", "gro_flush_timeout"]
+        chosen = [name for name in elsewhere if getattr(self, name) != self.__dataclass_fields__[name].default]
+        if self.via is not None and chosen:
             raise ConfigError(
-                "namespace, rules and NAPI values are not set through a broker", hint="set them where the broker runs"
+                f"{', '.join(chosen)} cannot be set through a broker", hint="set that where the broker runs"
             )
         for name in ("napi_defer_hard_irqs", "gro_flush_timeout"):
             if not 0 <= (getattr(self, name) or 0) < 1 << 31:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from afxdp_pool import Template
 from afxdp_pool import netdev as netdevs
-from afxdp_pool.errors import ConfigError, need_extra
+from afxdp_pool.errors import ConfigError, NoSuchInterfaceError, need_extra
 from afxdp_pool.testing import packets
 
 _ETHERNET_HEADER = 14
@@ -25,7 +25,13 @@ def template(args: argparse.Namespace) -> tuple[Template, int]:
         ConfigError: sizes the interface cannot send, an unreadable file. NoSuchInterfaceError. MissingExtraError.
         OSError: the file cannot be opened.
     """
-    place = netdevs.find(args.interface, args.netns)
+    try:
+        place = netdevs.find(args.interface, args.netns)
+    except NoSuchInterfaceError:
+        if not args.via:
+            raise
+        # The broker's, in another namespace: its address and MTU are not to be seen from here.
+        place = netdevs.Netdev(args.interface, 0, b"", packets.MAX_SIZE, True, "", 1, 1)
     if args.pcap:
         given = [f"--{name.replace('_', '-')}" for name in _TEST_FLAGS if getattr(args, name) is not None]
         if given:

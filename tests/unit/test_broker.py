@@ -30,6 +30,7 @@ from afxdp_pool import (
     FramePool,
     MemoryLimitError,
     NoSuchInterfaceError,
+    Options,
     Port,
     PortConfig,
     PrivilegeError,
@@ -40,6 +41,7 @@ from afxdp_pool import (
     UmemConfig,
     broker,
     lease,
+    netdev,
     wire,
 )
 from afxdp_pool.allowing import Allowed
@@ -56,6 +58,7 @@ class Program:
     mode = "native"
 
     def __init__(self) -> None:
+        self.netdev = netdev.find("lo")
         self.removed: list[int] = []
 
     def remove_socket(self, queue: int) -> None:
@@ -78,7 +81,7 @@ def serving(tmp_path: Path, **changes: Any) -> Iterator[tuple[str, Broker]]:
         yield path, served
         until(lambda: served.clients == 0)
         assert thread.is_alive()
-        assert len(os.listdir("/proc/self/fd")) == before
+        until(lambda: len(os.listdir("/proc/self/fd")) == before)
     finally:
         served.stop()
         thread.join(5.0)
@@ -449,3 +452,9 @@ def test_what_a_broker_cannot_do_is_refused_before(tmp_path: Path) -> None:
     assert isinstance(error, ConfigError)
     assert "Umem(128, memory=SharedMemory(128 * 4096))" in str(error)
     assert isinstance(open_port("/nothing", netns="x"), ConfigError)
+
+
+@pytest.mark.parametrize("change", [{"netns": "x"}, {"force": True}, {"xdp_mode": "native"}, {"gro_flush_timeout": 0}])
+def test_options_that_are_the_brokers_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(change))} cannot be set through a broker"):
+        Options(via="/run/x", **change)

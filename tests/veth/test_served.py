@@ -443,6 +443,25 @@ def test_a_client_of_device_plugins_gets_the_map(pair: VethPair, path: Path) -> 
                     thread.join(5.0)
 
 
+def test_a_device_that_was_made_anew_needs_a_broker_made_anew(lab: Lab, pair: VethPair, path: Path) -> None:
+    body = """
+        try:
+            ap.Port(pool, NETDEV, 0, config=SMALL, via=VIA)
+        except ap.AfXdpError as error:
+            print(type(error).__name__, error, flush=True)
+    """
+    with serve(pair, path):
+        with in_netns(pair.near.netns):
+            subprocess.run(["ip", "link", "del", pair.near.name], check=True)
+            kind = ["type", "veth", "peer", "name", "other"]
+            subprocess.run(["ip", "link", "add", pair.near.name, "numrxqueues", "1", *kind], check=True)
+            subprocess.run(["ip", "link", "set", pair.near.name, "up"], check=True)
+        with Process(program(path, pair, body)) as client:
+            assert client.ready.startswith("LinkGoneError"), client.end()
+        with in_netns(pair.near.netns):
+            subprocess.run(["ip", "link", "del", pair.near.name], check=True)
+
+
 # Privileges given up after the start ----------------------------------------------------------------------------------
 
 
