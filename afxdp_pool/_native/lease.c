@@ -100,6 +100,7 @@ int afp_lease_take(struct afp_port *port, int fd, const struct afp_port_config *
 	int err;
 
 	port->fd = fd;
+	port->leased = true;
 	if (getsockopt(fd, SOL_XDP, XDP_MMAP_OFFSETS, &off, &length))
 		return -errno;
 	if (length != sizeof(off)) /* before Linux 5.4 */
@@ -125,7 +126,7 @@ void afp_lease_close(struct afp_port *port)
 			munmap(port->mapped[i].at, port->mapped[i].size);
 		port->mapped[i].at = NULL;
 	}
-	if (port->fd >= 0)
+	if (port->leased)
 		close(port->fd);
-	port->fd = -1;
+	port->leased = false;
 }

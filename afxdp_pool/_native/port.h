@@ -61,6 +61,7 @@ struct afp_port {
 	struct xsk_socket *xsk;
 	struct afp_mock_ring mock[4]; /* fill, comp, rx, tx */
 	struct afp_mapping mapped[4]; /* the same, of a socket that another process made */
+	bool leased;                  /* the port has such a socket */
 };
 
 struct afp_port_config {
