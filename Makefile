@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 # Making links and loading XDP programs needs root; everything else does not.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=NO_COLOR,TERM)
 
-.PHONY: demo test lint format bench bench-quick docs stress wheel clean
+.PHONY: demo test lint format bench bench-quick docs stress fuzz wheel clean
 
 demo:
 	@scripts/prepare.sh plot
@@ -48,9 +48,14 @@ wheel:
 
 clean:
 	rm -rf build dist docs/_build *.egg-info .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -rf afxdp_pool/_bpf afxdp_pool/_native/_ffi.c afxdp_pool/_native/*.so tests/native/build benchmarks/native/build
+	rm -rf afxdp_pool/_bpf afxdp_pool/_native/_ffi.c afxdp_pool/_native/*.so tests/native/build tests/fuzz/build benchmarks/native/build
 
 # A hundred million remote returns under ThreadSanitizer; some minutes.
 stress:
 	@scripts/prepare.sh test
 	@tests/native/stress.sh
+
+# Ten minutes of any input to rings, pools, the loop and the packet parsers, under the sanitizers.
+fuzz:
+	@scripts/prepare.sh dev
+	@$(PYTHON) tests/fuzz/fuzzing.py --seconds 600

@@ -21,11 +21,12 @@ command -v pkg-config >/dev/null || missing="$missing pkg-config"
 pkg-config --exists libxdp 2>/dev/null || missing="$missing libxdp-dev"
 pkg-config --exists libbpf 2>/dev/null || missing="$missing libbpf-dev"
 python_ok || missing="$missing python3 python3-venv python3-dev"
-# The tests' own tools: a model checker, a counter of instructions, a maker of clean roots, hosts' programs. Without
+# The tests' own tools: a model checker, a fuzzer, a counter of instructions, a maker of clean roots, hosts' programs. Without
 # them their tests are skipped, and say so.
 tools=""
 if [ "$extras" = dev ]; then
 	command -v spin >/dev/null || tools="$tools spin"
+	[ -n "$(find "$(clang -print-runtime-dir 2>/dev/null || echo /none)" -name '*fuzzer*' 2>/dev/null)" ] || tools="$tools libclang-rt-dev"
 	command -v valgrind >/dev/null || tools="$tools valgrind"
 	command -v debootstrap >/dev/null || tools="$tools debootstrap"
 	command -v setpriv >/dev/null || tools="$tools util-linux"

@@ -28,7 +28,7 @@ void afp_call_per_packet(struct afp_desc *descs, uint32_t n, uint8_t *umem, uint
 		int verdict;
 
 		if (i + AHEAD < n)
-			__builtin_prefetch(umem + d[AHEAD].addr);
+			__builtin_prefetch((const void *)((uintptr_t)umem + d[AHEAD].addr)); /* an address may be any */
 		if (unlikely(d->addr > size || d->len > size - d->addr)) {
 			verdicts[i] = AFP_DROP;
 			continue;
