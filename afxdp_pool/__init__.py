@@ -10,11 +10,13 @@ device; an `XdpProgram` brings the packets; a `Batch` is packets in frames; a ve
     ...     forwarder.audit().check()
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from afxdp_pool.access import RSS_KEY, RSS_KEY_SYMMETRIC
 from afxdp_pool.audit import STATES, Audit
 from afxdp_pool.batch import DESC, Batch
 from afxdp_pool.columns import FiveTuple
-from afxdp_pool.compiling import Compiled, be16, be32, compiled, signature
 from afxdp_pool.config import PortConfig, UmemConfig
 from afxdp_pool.errors import (
     AfXdpError,
@@ -47,25 +49,52 @@ from afxdp_pool.errors import (
     WrongThreadError,
 )
 from afxdp_pool.filters import Rule
-from afxdp_pool.forwarder import Forwarder
 from afxdp_pool.frame import Frame, Frames
 from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
 from afxdp_pool.headers import ARP, ETH, ICMP, IPV4, IPV6, TCP, UDP, VLAN
-from afxdp_pool.info import Info, LoopInfo, MemoryInfo, Versions, XdpInfo
-from afxdp_pool.libraries import from_library, include_dir
 from afxdp_pool.memory import BpfMemory, SharedMemory
-from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
 from afxdp_pool.pool import FramePool
 from afxdp_pool.port import Port, PortInfo
 from afxdp_pool.program import XdpProgram, clean
-from afxdp_pool.report import PortReport, Report, WorkerReport
 from afxdp_pool.routes import Rewrite, Route, Template
-from afxdp_pool.runner import Runner
 from afxdp_pool.stats import EngineStats, KernelStats, LiveStats, PoolStats, PortStats
 from afxdp_pool.tuning import Napi
 from afxdp_pool.umem import Umem
 from afxdp_pool.waiting import wait
-from afxdp_pool.workers import Workers
+
+if TYPE_CHECKING:
+    from afxdp_pool.compiling import Compiled, be16, be32, compiled, signature
+    from afxdp_pool.forwarder import Forwarder
+    from afxdp_pool.info import Info, LoopInfo, MemoryInfo, Versions, XdpInfo
+    from afxdp_pool.libraries import from_library, include_dir
+    from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
+    from afxdp_pool.report import PortReport, Report, WorkerReport
+    from afxdp_pool.runner import Runner
+    from afxdp_pool.workers import Workers
+else:
+    #: What runs a loop is imported when it is first asked for, so that the rest comes quickly: names by module.
+    _LATER = {
+        "compiling": ("Compiled", "be16", "be32", "compiled", "signature"),
+        "forwarder": ("Forwarder",),
+        "info": ("Info", "LoopInfo", "MemoryInfo", "Versions", "XdpInfo"),
+        "libraries": ("from_library", "include_dir"),
+        "paths": ("Options", "drop", "forward", "handle", "reflect", "transmit"),
+        "report": ("PortReport", "Report", "WorkerReport"),
+        "runner": ("Runner",),
+        "workers": ("Workers",),
+    }
+
+    def __getattr__(name: str) -> Any:
+        for module, names in _LATER.items():
+            if name == module or name in names:
+                loaded = import_module(f"{__name__}.{module}")
+                globals()[name] = value = loaded if name == module else getattr(loaded, name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __version__ = "0.1.0"
 

@@ -16,7 +16,7 @@ import errno as _errno
 import mmap
 import os
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -203,7 +203,7 @@ class BpfObject:
     def __init__(self, name: str) -> None:
         self.name = name
         self.loaded = False
-        file = resources.files("afxdp_pool").joinpath("_bpf", f"{name}.o")
+        file = Path(__file__).with_name("_bpf") / f"{name}.o"
         try:
             self._image = file.read_bytes()
         except OSError as error:

@@ -337,8 +337,10 @@ class Forwarder(Runner):
                 "run: another thread owns a pool of these ports", hint="let it call pool.unbind() first"
             )
 
-    def start(self, duration: float | None = None) -> None:
+    def start(self, duration: float | None = None, *, on_tick: Callable[[Forwarder], None] | None = None) -> None:
         """Run in a thread of its own until `stop()`; `join()` gives the report, or raises what the run raised.
+
+        `on_tick` is called in that thread, about ten times a second.
 
         Raises:
             ConfigError: it is running already.
@@ -348,7 +350,7 @@ class Forwarder(Runner):
 
         def work() -> None:
             try:
-                self.run(duration)
+                self.run(duration, on_tick=on_tick)
             except BaseException as error:  # handed over by join()
                 self._failure = error
 

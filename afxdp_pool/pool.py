@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from afxdp_pool._native import calls, ffi, lib
-from afxdp_pool.batch import DESC, Batch
+from afxdp_pool.batch import DESC, Batch, need_batch
 from afxdp_pool.config import MAX_COUNT, check_count
 from afxdp_pool.errors import (
     ConfigError,
@@ -247,6 +247,7 @@ class FramePool(calls.Pool):
         return self._allocated(out, got, "alloc")
 
     def _alloc_checked(self, n: int, out: Batch) -> int:
+        need_batch(out)
         if not 0 <= n <= out._count or out.data is not self._data:
             raise ConfigError(f"out holds {len(out)} descriptors, or of another Umem, not {n}")
         if out._pointer is None and not (out.descs.flags.c_contiguous and out.descs.flags.writeable):

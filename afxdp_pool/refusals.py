@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from afxdp_pool._native import lib
-from afxdp_pool.batch import Batch, Bytes
+from afxdp_pool.batch import Batch, Bytes, need_batch
 from afxdp_pool.errors import DoubleFreeError, ForeignFrameError, InvalidDescriptorError, PoolError
 
 _REASONS: dict[int, tuple[type[PoolError], str]] = {
@@ -35,6 +35,7 @@ def raise_refused(refused: Any, done: int, doing: str) -> NoReturn:
 
 def frames_call(call: Callable[..., int], table: Any, data: Bytes, batch: Batch, doing: str) -> int:
     """Run one of C's calls over a batch's descriptors; raise for those it refused."""
+    need_batch(batch)
     if batch.data is not data:
         raise ForeignFrameError("the batch is of another Umem")
     n = len(batch)

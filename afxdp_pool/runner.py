@@ -45,7 +45,7 @@ class Runner(ABC):
         """Move packets until `duration` seconds are over, `packets` are received, or `stop()`."""
 
     @abstractmethod
-    def start(self, duration: float | None = None) -> None:
+    def start(self, duration: float | None = None, *, on_tick: Callable[[Any], None] | None = None) -> None:
         """Run in the background until `stop()`; `join()` gives the report, or raises what the run raised."""
 
     @abstractmethod

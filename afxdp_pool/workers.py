@@ -98,8 +98,8 @@ class Workers(Runner):
             raise
         return self.join()
 
-    def start(self, duration: float | None = None) -> None:
-        """Start a thread for each forwarder.
+    def start(self, duration: float | None = None, *, on_tick: Callable[[Any], None] | None = None) -> None:
+        """Start a thread for each forwarder. `on_tick` is called in the first one's, about ten times a second.
 
         Raises:
             ConfigError: they are running already.
@@ -111,16 +111,19 @@ class Workers(Runner):
         self._ended.clear()
         self._left = len(self.forwarders)
         for number, forwarder in enumerate(self.forwarders):
+            tick = on_tick if number == 0 else None
             work = threading.Thread(
-                target=self._work, args=(number, forwarder, duration), name=f"afxdp-pool {number}", daemon=True
+                target=self._work, args=(number, forwarder, duration, tick), name=f"afxdp-pool {number}", daemon=True
             )
             self._threads.append(work)
         for thread in self._threads:
             thread.start()
 
-    def _work(self, number: int, forwarder: Forwarder, duration: float | None) -> None:
+    def _work(
+        self, number: int, forwarder: Forwarder, duration: float | None, on_tick: Callable[[Any], None] | None
+    ) -> None:
         try:
-            forwarder.run(duration)
+            forwarder.run(duration, on_tick=on_tick and (lambda _: on_tick(self)))
         except BaseException as error:  # handed over by join()
             error.add_note(f"in worker {number}: {', '.join(port.name for port in forwarder.ports)}")
             with self._lock:

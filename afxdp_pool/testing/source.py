@@ -205,8 +205,9 @@ class Source:
         assert self._helper.stdin is not None
         assert self._helper.stdout is not None
         try:
-            self._helper.stdin.write(json.dumps(order) + "\n")
-            self._helper.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it has ended, as is then found where its answer should be
+                self._helper.stdin.write(json.dumps(order) + "\n")
+                self._helper.stdin.flush()
             self._answer(self._helper.stdout.readline())
         except BaseException:
             self._end_helper()
@@ -292,7 +293,8 @@ class Source:
         if helper is not None:
             with helper:  # closes the pipes and waits; without its input it ends by itself
                 assert helper.stdin is not None
-                helper.stdin.close()
+                with contextlib.suppress(BrokenPipeError):
+                    helper.stdin.close()
 
 
 def helper_main() -> None:
@@ -321,7 +323,8 @@ def helper_main() -> None:
     except BrokenPipeError:
         pass  # whoever asked has gone
     except (AfXdpError, OSError) as error:
-        print(json.dumps({"error": str(error)}), flush=True)
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps({"error": str(error)}), flush=True)
     os._exit(0)  # not through the interpreter's end, which would wait for the thread that reads the input
 
 

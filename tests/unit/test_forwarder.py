@@ -245,6 +245,20 @@ def test_on_tick_is_called_and_what_it_raises_ends_the_run(bench: Bench) -> None
     assert ticks == 3
 
 
+def test_on_tick_is_called_in_the_thread_that_start_makes(bench: Bench) -> None:
+    def tick(forwarder: Forwarder) -> None:
+        threads.add(threading.current_thread())
+        forwarder.stop()
+
+    threads: set[threading.Thread] = set()
+    bench.pool.unbind()
+    with closing(bench.forwarder({0: Route(DROP)})) as forwarder:
+        forwarder.start(DEADLINE, on_tick=tick)
+        assert forwarder.join().seconds < DEADLINE
+    assert len(threads) == 1
+    assert threading.current_thread() not in threads
+
+
 @pytest.mark.parametrize("verdict", [KEEP, 3, 0x7F, 256, -1, FORWARD(2), FORWARD(63)])
 def test_routes_that_lead_nowhere_are_refused(bench: Bench, verdict: int) -> None:
     with pytest.raises(ConfigError, match="route of port 0"):

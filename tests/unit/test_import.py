@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: The optional ones, and what is heavy and needed by a few functions only.
 NOT_IMPORTED = {
     *("anyio", "asyncio", "dpkt", "http", "matplotlib", "mypy", "numba", "pcapng", "prometheus_client"),
-    *("email", "pyroute2", "pytest", "rich", "scapy", "trio"),
+    *("email", "importlib.resources", "lzma", "pyroute2", "pytest", "rich", "scapy", "trio"),
 }
 
 
@@ -38,13 +38,25 @@ def test_what_few_need_is_not_imported(module: str, tmp_path: Path) -> None:
     before = set(python("import sys; print(*sys.modules)", tmp_path).split())
     after = set(python(f"import sys, {module}; print(*sys.modules)", tmp_path).split())
     assert module in after
-    assert sorted({name.split(".")[0] for name in after - before} & NOT_IMPORTED) == []
+    new = after - before
+    assert sorted((new | {name.split(".")[0] for name in new}) & NOT_IMPORTED) == []
+
+
+def test_what_comes_along_later_is_there_when_it_is_asked_for(tmp_path: Path) -> None:
+    told = python(
+        "import sys, afxdp_pool as ap\n"
+        "later = [name for name in ('forwarder', 'paths', 'workers') if f'afxdp_pool.{name}' in sys.modules]\n"
+        "missing = [name for name in ap.__all__ if not hasattr(ap, name) or name not in dir(ap)]\n"
+        "print(later, missing, ap.paths.drop is ap.drop, hasattr(ap, 'Forwarders'))\n",
+        tmp_path,
+    )
+    assert told.split("\n")[0] == "[] [] True False"
 
 
 @pytest.mark.timeout(300)
-def test_the_import_costs_about_as_much_again_as_numpys(tmp_path: Path) -> None:
-    """150 ms is the aim, of which numpy's own import is more than half. Compared with that, by the CPU's time, as a
-    machine that is busy with other things is slower at both; three times would be far beyond the aim."""
+def test_the_import_costs_no_more_than_numpys_and_as_much_again(tmp_path: Path) -> None:
+    """150 ms is the aim, of which numpy's own import is two thirds. Compared with that, by the CPU's time, as a machine
+    that is busy with other things is slower at both; 1.5 times is usual."""
     clock = "import time; began = time.process_time(); import {}; print(time.process_time() - began)"
     best = {"numpy": float("inf"), "afxdp_pool": float("inf")}
     for _ in range(10):
@@ -52,4 +64,4 @@ def test_the_import_costs_about_as_much_again_as_numpys(tmp_path: Path) -> None:
             best[module] = min(best[module], float(python(clock.format(module), tmp_path)))
     told = ", ".join(f"{module} {seconds * 1e3:.0f} ms" for module, seconds in best.items())
     print(told)
-    assert best["afxdp_pool"] < 3 * best["numpy"], told
+    assert best["afxdp_pool"] < 2 * best["numpy"], told

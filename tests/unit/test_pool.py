@@ -30,6 +30,14 @@ def delta(pool: FramePool, act: Callable[[], object]) -> dict[str, int]:
     return {name: value - before[name] for name, value in pool.stats().as_dict().items() if value != before[name]}
 
 
+@pytest.mark.parametrize("what", [b"packet", [b"packet"], 4096])
+def test_what_is_no_batch_is_refused_with_what_makes_one(what: Batch) -> None:
+    with conserved() as umem, FramePool(umem) as pool:
+        for refusing in (pool.put, pool.ref, umem.put, lambda out: pool.alloc(1, out=out)):
+            with pytest.raises(ConfigError, match=r"is no batch; pool.write\(\[...\]\) makes one"):
+                refusing(what)
+
+
 # Levels -------------------------------------------------------------------------------------------------------------
 
 

@@ -118,6 +118,24 @@ def test_an_exception_in_one_handler_stops_all_and_is_raised_by_join() -> None:
             side.forwarder.close()
 
 
+def test_on_tick_of_started_workers_gets_all_of_them_and_may_stop_them() -> None:
+    with umem_of() as umem:
+        sides = [Side(umem), Side(umem)]
+        workers = Workers(side.forwarder for side in sides)
+        seen: set[int] = set()
+
+        def tick(runner: Workers) -> None:
+            seen.add(id(runner))
+            runner.stop()
+
+        workers.start(DEADLINE, on_tick=tick)
+        assert workers.join().seconds < DEADLINE
+        assert seen == {id(workers)}
+        umem.audit().check()
+        for side in sides:
+            side.forwarder.close()
+
+
 def test_stop_before_start_and_stop_from_a_signal() -> None:
     with umem_of() as umem:
         sides = [Side(umem), Side(umem)]
