@@ -70,6 +70,8 @@ stamp=".venv/.built-$(echo "$extras" | tr , -)"
 if [ ! -e "$stamp" ] || [ -n "$(find afxdp_pool/_native bpf pyproject.toml setup.py scripts/prepare.sh \
 	\( -name '*.[ch]' -o -name '*.py' -o -name '*.toml' -o -name '*.sh' \) ! -name _ffi.c -newer "$stamp")" ] ||
 	! ls afxdp_pool/_native/_ffi*.so >/dev/null 2>&1; then
-	.venv/bin/pip install --quiet --disable-pip-version-check --editable ".[$extras]"
+	# PINNED=1: the versions that the tests were last run with.
+	.venv/bin/pip install --quiet --disable-pip-version-check ${PINNED:+--constraint scripts/constraints.txt} \
+		--editable ".[$extras]"
 	touch "$stamp"
 fi
