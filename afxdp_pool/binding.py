@@ -125,12 +125,11 @@ def open_error(name: str, driver: str, mode: str, code: int, stage: int) -> AfXd
 
 def link_gone(name: str, code: int) -> LinkGoneError:
     """The error for a socket whose network device no longer takes packets."""
-    return LinkGoneError(
-        subject=name,
-        doing="sending",
-        errno=code,
-        hint=f"it is down or was deleted; bring it up (ip link set {name.split()[0]} up) and open the port again",
-    )
+    if code == errno.EINVAL:
+        hint = "its driver no longer sends zero-copy: is the XDP program gone from it? Open the port again"
+    else:
+        hint = f"it is down or was deleted; bring it up (ip link set {name.split()[0]} up) and open the port again"
+    return LinkGoneError(subject=name, doing="sending", errno=code, hint=hint)
 
 
 # One XDP program serves all queues of a netdev, so the ports of this process share it. ------------------------------

@@ -5,6 +5,7 @@ It owns nothing: what is opened belongs to the port, which closes it whatever fa
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -23,6 +24,7 @@ from afxdp_pool.errors import (
     ConfigError,
     MemoryLimitError,
     ModeUnsupportedError,
+    ProgramBusyError,
     QueueBusyError,
     WrongThreadError,
 )
@@ -46,6 +48,19 @@ def open_here(port: Port, where: netdevs.Netdev, program: XdpProgram | None) -> 
     if port.config.receive:
         port._program = port._inlet = program or borrow_program(port.netdev, port._netns)
         port._borrowed = program is None
+    elif lib.afp_port_zero_copy(port.native) == 1:
+        _let_driver_send(port)
+
+
+def _let_driver_send(port: Port) -> None:
+    """Attach a program for its presence alone.
+
+    A driver may run the rings that zero-copy sends by only while an XDP program is attached; without, it says EINVAL to
+    every kick (igb_xsk_wakeup(), ice_xsk_wakeup(), ixgbe_xsk_wakeup()).
+    """
+    with contextlib.suppress(ProgramBusyError):  # somebody's is there
+        port._program = borrow_program(port.netdev, port._netns)
+        port._borrowed = True
 
 
 def open_via(port: Port, path: str | os.PathLike[str]) -> None:

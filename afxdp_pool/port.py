@@ -51,7 +51,8 @@ class PortInfo:
         queue: its queue.
         driver: the network device's driver.
         mode: ``"zero-copy"`` or ``"copy"``, read back from the socket.
-        xdp_mode: ``"native"`` or ``"generic"``, or None for a port without an XDP program (it does not receive).
+        xdp_mode: ``"native"`` or ``"generic"``, or None for a port without an XDP program: it only sends, and not by
+            zero-copy, for which drivers want a program all the same.
         pages: what the Umem is made of.
         transmit: ``"live"``: by live frames, and by the socket where those do not pay or not go; ``"socket"``; or
             ``"none"``.

@@ -25,6 +25,7 @@ SOURCES = (
     "tap.c",
     "socket.c",
     "lease.c",
+    "release.c",
     "live.c",
     "generate.c",
     "engine.c",

@@ -59,6 +59,8 @@ struct afp_port {
 
 	struct xsk_umem *umem;
 	struct xsk_socket *xsk;
+	int waiter;              /* zero-copy: what waits until the driver is done with the frames (release.h); or -1 */
+	uint32_t ifindex, queue; /* where it waits */
 	struct afp_mock_ring mock[4]; /* fill, comp, rx, tx */
 	struct afp_mapping mapped[4]; /* the same, of a socket that another process made */
 	bool leased;                  /* the port has such a socket */

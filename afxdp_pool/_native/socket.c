@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* A port's socket: made and bound through libxdp, kicked, asked for its statistics, closed. See port.h. */
 #include "port.h"
+#include "release.h"
 
 #include <errno.h>
+#include <net/if.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -10,6 +12,9 @@
 #define SO_PREFER_BUSY_POLL 69
 #define SO_BUSY_POLL_BUDGET 70
 #endif
+
+/* How long close() waits for a zero-copy driver. It takes milliseconds; a NIC that resets its link, tens of them. */
+#define RELEASED_WITHIN_MS 10000
 
 /* Kicks ----------------------------------------------------------------------------------------------------------------- */
 
@@ -74,6 +79,7 @@ struct afp_port *afp_port_new(struct afp_table *t, struct afp_pool *pool, uint32
 	port->pool_serial = pool ? pool->serial : 0;
 	port->fill_level = fill_level;
 	port->fd = -1;
+	port->waiter = -1;
 	pthread_mutex_lock(&t->lock);
 	for (uint32_t id = 1; id < AFP_SEVERAL; id++) {
 		if (!t->ports[id]) {
@@ -103,6 +109,9 @@ static void close_socket(struct afp_port *port)
 	port->xsk = NULL;
 	port->umem = NULL;
 	port->fd = -1;
+	if (port->waiter >= 0)
+		afp_waiter_wait(port->waiter, port->ifindex, port->queue, RELEASED_WITHIN_MS);
+	port->waiter = -1;
 	for (int i = 0; i < 4; i++) {
 		free(port->mock[i].entries);
 		port->mock[i].entries = NULL;
@@ -184,7 +193,14 @@ int afp_port_open(struct afp_port *port, const struct afp_port_config *c, int *s
 		return err;
 	}
 	port->fd = xsk_socket__fd(port->xsk);
-	err = afp_socket_tune(port->fd, c, stage);
+	if (afp_port_zero_copy(port) == 1) {
+		port->ifindex = if_nametoindex(c->netdev);
+		port->queue = c->queue;
+		err = afp_waiter_open();
+		port->waiter = err < 0 ? -1 : err;
+	}
+	if (err >= 0)
+		err = afp_socket_tune(port->fd, c, stage);
 	if (err) {
 		close_socket(port);
 		return err;
