@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 # Making links and loading XDP programs needs root; everything else does not.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=NO_COLOR,TERM)
 
-.PHONY: demo test lint format bench bench-quick docs stress fuzz wheel clean
+.PHONY: demo test test-nic lint format bench bench-quick docs stress fuzz wheel clean
 
 demo:
 	@scripts/prepare.sh plot
@@ -16,6 +16,11 @@ test:
 	@$(MAKE) --no-print-directory lint
 	@if [ "$$(id -u)" != 0 ]; then echo "Not root: the tests with real packets will be skipped (sudo make test runs them)."; fi
 	@$(PYTHON) -m pytest
+
+# On emulated NICs with zero-copy, in a guest of its own; some minutes.
+test-nic:
+	@scripts/prepare.sh dev
+	@$(AS_ROOT) $(PYTHON) tests/nic/machine.py
 
 lint:
 	@$(PYTHON) -m ruff check .

@@ -14,6 +14,9 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from afxdp_pool import FramePool, Umem
 
+#: These run in the guest that tests/nic/machine.py boots: `make test-nic`.
+collect_ignore = ["nic"]
+
 # How long an example takes says more about who else uses the machine.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

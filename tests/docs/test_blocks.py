@@ -22,6 +22,7 @@ NOT_RUN = {
     "docs/nic-setup.md": 10,
     "docs/performance.md": 1,
     "docs/privileges.md": 1,
+    "docs/real-nics.md": 1,
     "docs/remote-returns.md": 1,
     "docs/tutorial.md": 2,
     "examples/README.md": 2,

@@ -1,0 +1,42 @@
+"""The results of the guest as the table of docs/real-nics.md: ``python tests/nic/table.py FILE`` writes it there."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RESULTS = REPOSITORY / "benchmarks" / "results" / "nic.json"
+PAGE = REPOSITORY / "docs" / "real-nics.md"
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+
+
+def table(results: dict[str, Any]) -> str:
+    """One row a test: what it is about, and how each of its cases ended."""
+    cases: dict[str, list[str]] = defaultdict(list)
+    for one in results["tests"]:
+        name, _, parameters = one["test"].partition("[")
+        about = name.removeprefix("test_").replace("_", " ").replace("zero copy", "zero-copy")
+        how = {"passed": "", "skipped": f": skipped, {one['reason']}"}.get(one["outcome"], ": failed")
+        cases[about].append(
+            (parameters.rstrip("]").replace("-", ", ").replace("zero, copy", "zero-copy") or "as it is") + how
+        )
+    rows = [f"| {about} | {'; '.join(ends)} |" for about, ends in cases.items()]
+    passed = sum(one["outcome"] == "passed" for one in results["tests"])
+    head = f"{passed} of {len(results['tests'])} cases passed, {results['date']}, Linux {results['kernel']}."
+    return "\n".join([head, "", "| what | passed with |", "|---|---|", *rows])
+
+
+def written(page: str, results: dict[str, Any]) -> str:
+    """The page with the table between its marks."""
+    return re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n\n{table(results)}\n\n{END}", page, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    told = json.loads(Path(sys.argv[1]).read_text())
+    RESULTS.write_text(json.dumps(told, indent=1) + "\n")
+    PAGE.write_text(written(PAGE.read_text(), told))
