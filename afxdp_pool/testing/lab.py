@@ -20,6 +20,7 @@ import atexit
 import contextlib
 import ctypes
 import errno
+import fcntl
 import itertools
 import os
 import re
@@ -45,7 +46,7 @@ KERNEL_LINKS = {
 }
 UP_WITHIN = 5.0  # seconds
 
-_MS_BIND, _MNT_DETACH = 4096, 2
+_MS_BIND, _MS_REC, _MS_SHARED, _MNT_DETACH = 0x1000, 0x4000, 1 << 20, 2
 _NUD_PERMANENT = 0x80
 _GDRVINFO, _GSTRINGS, _GSTATS = 0x03, 0x1B, 0x1D
 # Checksums, segmentation and receive offloads: with them on, packets that the kernel itself sends over a veth
@@ -209,8 +210,9 @@ class Lab:
         for path in sorted(NETNS_DIR.glob(f"{PREFIX}-*")) if NETNS_DIR.is_dir() else ():
             match = re.fullmatch(rf"{PREFIX}-(\d+)-\d+-[a-z][a-z0-9]{{0,9}}", path.name)
             if match and not Path("/proc", match[1]).exists():
-                _remove_netns(path.name)
-                removed.append(path.name)
+                with contextlib.suppress(OSError):  # busy: mounted in a way that is not to be seen from here
+                    _remove_netns(path.name)
+                    removed.append(path.name)
         return removed
 
     def __enter__(self) -> Lab:
@@ -277,6 +279,7 @@ def _make_netns(name: str) -> int:
     fd = new_netns()
     try:
         NETNS_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _share_netns_dir()
         os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
         _call("mount", f"/proc/self/fd/{fd}".encode(), os.fsencode(path), b"none", _MS_BIND, None,
               doing=f"naming the network namespace {name}")  # fmt: skip
@@ -285,6 +288,23 @@ def _make_netns(name: str) -> int:
         raise LabError(subject=str(path), doing="making it", errno=error.errno or 0) from error
     finally:
         os.close(fd)
+
+
+def _share_netns_dir() -> None:
+    """Make the directory a shared mount, as ``ip netns add`` does at its first run (iproute2, ip/ipnetns.c).
+
+    Left to it, it would mount the directory over itself, and over the names a lab has there by then.
+    """
+    where = os.fsencode(NETNS_DIR)
+    shared = None, where, None, _MS_SHARED | _MS_REC, None
+    one_at_a_time = os.open(NETNS_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        if _libc.mount(*shared) != 0:
+            _call("mount", where, where, b"none", _MS_BIND | _MS_REC, None, doing=f"making {NETNS_DIR} a mount")
+            _call("mount", *shared, doing=f"sharing {NETNS_DIR}")
+    finally:
+        os.close(one_at_a_time)
 
 
 def _remove_netns(name: str) -> None:

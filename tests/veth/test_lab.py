@@ -111,6 +111,25 @@ def test_the_next_lab_removes_what_a_killed_process_left() -> None:
         assert living.engine_netns in labs_of(os.getpid())
 
 
+def test_the_first_ip_netns_add_of_a_machine_does_not_hide_a_labs_names() -> None:
+    """It makes /run/netns a mount if it is none yet, and what was mounted there before would be busy for ever."""
+    program = """
+import os, subprocess
+from afxdp_pool.testing import Lab
+with Lab() as lab:
+    subprocess.run(["ip", "netns", "add", "other"], check=True)
+    lab.veth("a")
+    subprocess.run(["ip", "netns", "del", "other"], check=True)
+with Lab():
+    pass
+print(sorted(os.listdir("/run/netns")))
+"""
+    fresh = 'mount -t tmpfs tmpfs /run && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", fresh, "sh", sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
 def test_a_forked_child_leaves_its_parents_lab_alone(lab: Lab) -> None:
     pid = os.fork()
     if pid == 0:
