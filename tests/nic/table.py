@@ -23,7 +23,7 @@ def table(results: dict[str, Any]) -> str:
         about = name.removeprefix("test_").replace("_", " ").replace("zero copy", "zero-copy")
         how = {"passed": "", "skipped": f": skipped, {one['reason']}"}.get(one["outcome"], ": failed")
         cases[about].append(
-            (parameters.rstrip("]").replace("-", ", ").replace("zero, copy", "zero-copy") or "as it is") + how
+            (parameters.rstrip("]").replace("-", ", ").replace("zero, copy", "zero-copy") or "one case") + how
         )
     rows = [f"| {about} | {'; '.join(ends)} |" for about, ends in cases.items()]
     passed = sum(one["outcome"] == "passed" for one in results["tests"])
