@@ -28,7 +28,7 @@ NETNS_DIR = "/run/netns"
 
 _OWN_NETNS = "/proc/thread-self/ns/net"
 
-_IFF_UP = 1
+_IFF_UP, _IFF_PROMISC, _IFF_LOWER_UP = 1, 1 << 8, 1 << 16
 _NETDEV_CMD_DEV_GET, _NETDEV_CMD_QUEUE_GET = 1, 10
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _SIOCETHTOOL, _ETHTOOL_GDRVINFO, _ETHTOOL_GCHANNELS = 0x8946, 0x3, 0x3C
@@ -45,6 +45,8 @@ class Netdev:
         driver: the driver's name, e.g. ``"veth"``; empty when the device has no ethtool operations.
         rx_queues, tx_queues: queues in use now; if the driver does not tell, those it was made with.
         netns: the name it was looked up with, None for the thread's own namespace.
+        carrier: whether its other end is there; without, nothing arrives and what is sent is dropped.
+        promisc: whether it also takes what is for other MAC addresses.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Netdev:
     rx_queues: int
     tx_queues: int
     netns: str | None = None
+    carrier: bool = True
+    promisc: bool = False
 
 
 class XdpFeature(IntFlag):
@@ -114,6 +118,8 @@ def find(name: str, netns: str | None = None) -> Netdev:
             rx_queues=rx or link.get_attr("NUM_RX_QUEUES", 0),
             tx_queues=tx or link.get_attr("NUM_TX_QUEUES", 0),
             netns=netns,
+            carrier=bool(link["flags"] & _IFF_LOWER_UP),
+            promisc=bool(link["flags"] & _IFF_PROMISC),
         )
 
 

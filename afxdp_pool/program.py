@@ -206,7 +206,7 @@ class XdpProgram:
             f"{driver} refused {mode} XDP",
             subject=name,
             errno=error.errno,
-            hint=error.hint or _advice(error, mode),
+            hint=_advice(error, mode),
         )
         if last:
             raise why from error
@@ -397,8 +397,8 @@ def _remove(hook: xdp.Hook, why: str) -> None:
 
 def _advice(error: AfXdpError, mode: str) -> str:
     if mode == "native" and error.errno == errno.ERANGE:
-        return "the MTU is too large for native XDP: lower it"
-    return "use generic mode" if mode == "native" else ""
+        return f"{error.hint or 'packets of this MTU do not fit what the driver takes'}; lower the MTU"
+    return error.hint or ("use generic mode" if mode == "native" else "")
 
 
 @atexit.register

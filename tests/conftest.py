@@ -21,16 +21,17 @@ collect_ignore = ["nic"]
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-# The checklist of docs/page-pool.md names tests for each row. A row whose test was skipped is not proven: as root,
-# where nothing need be skipped, that fails the session. Only what was collected counts, so parts can be run.
+# docs/page-pool.md and docs/troubleshooting.md name tests for each row. A row whose test was skipped is not proven: as
+# root, where nothing need be skipped, that fails the session. Only what was collected counts, so parts can be run.
 
-PAGE_POOL = Path(__file__).resolve().parents[1] / "docs" / "page-pool.md"
+PAGES = [Path(__file__).resolve().parents[1] / "docs" / name for name in ("page-pool.md", "troubleshooting.md")]
 _skipped: dict[str, str] = {}
 
 
 def tests_of_the_checklist() -> set[str]:
-    """The node ids that docs/page-pool.md names; a test in C by that of the program it is in."""
-    names = set(re.findall(r"`(tests/[\w/]+\.(?:py|c)::\w+)`", PAGE_POOL.read_text()))
+    """The node ids that these pages name; a test in C by that of the program it is in."""
+    text = "".join(page.read_text() for page in PAGES if page.exists())
+    names = set(re.findall(r"`(tests/[\w/]+\.(?:py|c)::\w+)`", text))
     return {
         re.sub(r"^tests/native/(\w+)\.c::.*", r"tests/native/test_native.py::test_native[\1-asan]", n) for n in names
     }
@@ -68,7 +69,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     rows = unproven_rows()
     if rows:
-        terminalreporter.section("docs/page-pool.md: tests of the checklist that were skipped", red=True)
+        terminalreporter.section(
+            "docs/page-pool.md, docs/troubleshooting.md: tests they name that were skipped", red=True
+        )
         for row in rows:
             terminalreporter.line(row)
 

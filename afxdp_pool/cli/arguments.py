@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from afxdp_pool import Options, PortConfig, Rule, __version__
+from afxdp_pool.cli.usage import Parser
 from afxdp_pool.config import Mode, Transmit
 from afxdp_pool.errors import ConfigError
 from afxdp_pool.forwarder import SPIN
@@ -54,6 +55,22 @@ def count(text: str) -> int:
     return int(value)
 
 
+def some(text: str) -> int:
+    """A whole number above 0."""
+    value = count(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("0 of them is nothing to do: leave it away for no end")
+    return value
+
+
+def queue_number(text: str) -> int:
+    """One queue."""
+    if not text.isascii() or not text.isdigit():
+        parts = " ".join(f"-q {part}" for part in text.split(",")) if text.replace(",", "").isdigit() else "-q 0 -q 1"
+        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a queue; write several as {parts}")
+    return int(text)
+
+
 def seconds(text: str) -> float:
     """A duration above 0."""
     try:
@@ -61,7 +78,7 @@ def seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0, such as 10 or 0.5")
     return value
 
 
@@ -262,7 +279,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="afxdp-pool",
         description="AF_XDP packet I/O on a UMEM frame pool.",
         epilog=_EPILOG,
@@ -331,7 +348,14 @@ def _add_place(command: argparse.ArgumentParser, *, required: bool = True) -> No
 def _add_path(command: argparse.ArgumentParser, *, receives: bool = True, sends: bool = True) -> None:
     _add_place(command)
     add = command.add_argument
-    add("-q", "--queue", metavar="N", type=count, action="append", help="a queue, default 0; give it again for more")
+    add(
+        "-q",
+        "--queue",
+        metavar="N",
+        type=queue_number,
+        action="append",
+        help="a queue, default 0; give it again for more",
+    )
     add("--duration", metavar="S", type=seconds, help="stop after so many seconds; default: on Ctrl-C")
     add("--json", action="store_true", help="one JSON document with every counter on stdout, at the end")
     shown = command.add_mutually_exclusive_group()
@@ -375,7 +399,7 @@ def _add_path(command: argparse.ArgumentParser, *, receives: bool = True, sends:
     copies = command.add_argument_group("capture", "packets copied to a pcapng file on their way (extra pcap)")
     add = copies.add_argument
     add("--capture", metavar="FILE", help="write what is received and sent; Wireshark opens it")
-    add("--capture-packets", metavar="N", type=count, help="stop capturing after so many; default: no end")
+    add("--capture-packets", metavar="N", type=some, help="stop capturing after so many; default: no end")
     add("--capture-snaplen", metavar="BYTES", type=count, default=65535, help="of each packet; default: all")
     add("--capture-direction", choices=("in", "out", "both"), default="both", help="default both")
     add("--capture-rule", metavar="RULE", type=rule, action="append", default=[],
@@ -436,7 +460,7 @@ def _add_traffic(tx: argparse.ArgumentParser) -> None:
     add = traffic.add_argument
     add("--size", metavar="BYTES", type=count, help=f"of a packet without FCS, {packets.MIN_SIZE} (default) or more")
     add("--rate", metavar="PPS", type=number, default=0.0, help="packets a second, such as 100k; default: all that go")
-    add("--count", metavar="N", type=count, help="stop after so many; default: no end, with --pcap the file once")
+    add("--count", metavar="N", type=some, help="stop after so many; default: no end, with --pcap the file once")
     add("--dst-mac", metavar="MAC", type=mac_address, help="default 02:00:00:00:00:01, which is nobody's")
     add("--src-mac", metavar="MAC", type=mac_address, help="default: the interface's own")
     add("--dst-ip", metavar="IP", type=ipv4, help="default 198.18.0.1, of the range for benchmarks (RFC 2544)")

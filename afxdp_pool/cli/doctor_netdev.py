@@ -40,6 +40,9 @@ def examine(name: str, netns: str | None) -> list[Finding]:
 
 
 def _up(place: Netdev, prefix: str) -> Finding:
+    if place.up and not place.carrier:
+        text = "up, but without carrier: nothing arrives, and what is sent is dropped"
+        return Finding("interface", "warn", text, "bring its other end up, or see to the cable")
     if place.up:
         return Finding("interface", "ok", f"up, number {place.index}")
     return Finding("interface", "missing", "down", f"{prefix}ip link set {place.name} up")

@@ -81,7 +81,7 @@ class Captured:
 class Outcome:
     """How a run ended: its counters, the proof, what stopped it, and what went wrong if something did.
 
-    `stopped_by` is ``"duration"``, ``"count"``, ``"error"`` or a signal's name.
+    `stopped_by` is ``"duration"``, ``"count"``, ``"error"`` or a signal's name; `silence` is why nothing arrived.
     """
 
     report: Report
@@ -91,6 +91,7 @@ class Outcome:
     notices: tuple[str, ...] = ()
     captured: Captured | None = None
     info: Info | None = None
+    silence: tuple[str, ...] = ()
 
 
 def scaled(value: float, unit: str) -> str:
@@ -183,6 +184,7 @@ def summary(args: argparse.Namespace, outcome: Outcome) -> list[str]:
         moved = ", ".join(f"{name} {getattr(worker, name):,}" for name in sums if _way(name) in ways(args.command))
         lines.append(f"  {worker.name}{where}: {moved}")
     lines += [f"  {text}" for text in troubles(report)]
+    lines += [f"  {text}" for text in outcome.silence]
     lines += [f"  {outcome.captured}"] if outcome.captured else []
     lines.append(f"  {outcome.proof}")
     return lines
@@ -248,6 +250,7 @@ def document(args: argparse.Namespace, outcome: Outcome) -> dict[str, Any]:
         "stopped_by": outcome.stopped_by,
         "error": outcome.error,
         "notices": list(outcome.notices),
+        "silence": list(outcome.silence),
         "info": outcome.info.as_dict() if outcome.info else None,
         **outcome.report.as_dict(),
         "capture": asdict(outcome.captured) if outcome.captured else None,

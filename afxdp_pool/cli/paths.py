@@ -23,6 +23,7 @@ from afxdp_pool.cli import arguments, loading, traffic
 from afxdp_pool.cli.meter import Meter
 from afxdp_pool.cli.notices import Notices
 from afxdp_pool.cli.output import Captured, Outcome, Proof, document, sentence, summary
+from afxdp_pool.cli.silence import silence
 from afxdp_pool.cli.views import View, choose_view
 from afxdp_pool.errors import ConfigError
 
@@ -227,7 +228,8 @@ def run(args: argparse.Namespace) -> int:
                     finally:
                         signals.stops(None)
                         failed = _end(capture.close) if capture else None
-                report, info, proof = forwarder.snapshot(), forwarder.info(), prove(forwarder)
+                report, info = forwarder.snapshot(), forwarder.info()
+                why_silent, proof = silence(args, report), prove(forwarder)
             failed = failed or (_end(pictures.draw) if pictures else None)
         if isinstance(error, BrokenPipeError):
             raise error
@@ -235,7 +237,7 @@ def run(args: argparse.Namespace) -> int:
         said = sentence(error, args.interface) if error else None
         captured = Captured.of(capture) if capture else None
         outcome = Outcome(
-            report, proof, _reason(args, report, signals, error), said, tuple(notices.all), captured, info
+            report, proof, _reason(args, report, signals, error), said, tuple(notices.all), captured, info, why_silent
         )
         return _finish(args, outcome, error)
 

@@ -130,6 +130,36 @@ def test_what_makes_no_sense_is_a_usage_error(line: str, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "required: COMMAND"),
+        ("forwad -i a", "there is no command 'forwad'; did you mean forward?"),
+        ("run", "there is no command 'run'; there are drop, forward, reflect"),
+        ("drop", "-i/--interface; write it as `-i eth1` (`ip -br link` lists those there are)"),
+        ("drop eth0", "-i/--interface; write it as `-i eth1`"),
+        ("doctor eth0", "unrecognized arguments: eth0; if eth0 is an interface, write -i eth0"),
+        ("forward -i a", "-o/--output; write it as `-o eth1`"),
+        ("drop -i a -q 0,1", "'0,1' is not the number of a queue; write several as -q 0 -q 1"),
+        ("drop -i a -q all", "'all' is not the number of a queue; write several as -q 0 -q 1"),
+        ("drop -i a --duration 10s", "'10s' is not a number of seconds above 0, such as 10 or 0.5"),
+        ("tx -i a --count 0", "0 of them is nothing to do: leave it away for no end"),
+        ("drop -i a --capture x --capture-packets 0", "0 of them is nothing to do"),
+    ],
+)
+def test_what_a_newcomer_types_wrongly_is_answered_in_two_lines(
+    line: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(line.split())
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert said in told
+    first, last, rest = told.split("\n")
+    assert first.startswith("afxdp-pool")
+    assert (last.split()[0], "--help" in last, rest) == ("afxdp-pool", True, "")
+
+
+@pytest.mark.parametrize(
     ("line", "rules"),
     [
         ("", ()),
