@@ -229,7 +229,7 @@ def run(args: argparse.Namespace) -> int:
                         signals.stops(None)
                         failed = _end(capture.close) if capture else None
                 report, info = forwarder.snapshot(), forwarder.info()
-                why_silent, proof = silence(args, report), prove(forwarder)
+                why_silent, proof = () if error else silence(args, report), prove(forwarder)
             failed = failed or (_end(pictures.draw) if pictures else None)
         if isinstance(error, BrokenPipeError):
             raise error
