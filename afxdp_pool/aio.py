@@ -113,15 +113,19 @@ async def _let_others_run(port: Port) -> None:
 
 async def _wait(port: Port, pause: float) -> None:
     """Until the socket is readable, the port closed, or `pause` seconds have passed."""
-    if port._waiter is not None:
+    if port._waiter is not None and not port._waiter[1].is_closed():
         raise ConfigError(f"{port.name}: another task waits for its packets", hint="let one task receive from a port")
     loop = asyncio.get_running_loop()
     fd = port.fileno()
     done = loop.create_future()
 
     def end() -> None:
-        if port._waiter is end:  # else it was called already, and another task may wait by now
+        mine = port._waiter is waiter  # else it was called already, and another task may wait by now
+        if mine:
             port._waiter = None
+        if loop.is_closed():  # under the task, which nobody will wake
+            return
+        if mine:
             timer.cancel()
             if fd >= 0:
                 loop.remove_reader(fd)
@@ -129,7 +133,7 @@ async def _wait(port: Port, pause: float) -> None:
             done.set_result(None)
 
     timer = loop.call_later(pause, end)
-    port._waiter = end
+    waiter = port._waiter = end, loop
     try:
         if fd >= 0:
             loop.add_reader(fd, end)

@@ -217,10 +217,10 @@ class Batch(calls.Descs, HeaderAccess):
         return kept
 
     def require(self) -> None:
-        """For a part of `Frames`: these packets must not have been given away already.
+        """For a part of `Frames`: these packets must not have been given away already, and none be in it twice.
 
         Raises:
-            FrameGoneError: some have.
+            FrameGoneError: some have, or one is.
         """
         if self._owner is not None:
             self._owner[0]._require(self._owner[1])

@@ -171,3 +171,6 @@ def return_program(program: XdpProgram) -> None:
             else:
                 del _programs[key]
                 program.close()
+
+
+os.register_at_fork(after_in_child=_programs.clear)  # they are closed there

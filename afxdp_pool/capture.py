@@ -135,6 +135,7 @@ class Capture:
         self.path = Path(path)
         self._rules, self._keep, self._most = tuple(rules), keep, packets
         self._written = 0
+        self._process = os.getpid()
         self._failure: Exception | None = None
         self._closing = threading.Event()
         self._done = threading.Event()
@@ -181,6 +182,8 @@ class Capture:
         if self._closed:
             return
         self._closed = True
+        if os.getpid() != self._process:  # a forked child: thread and file are its parent's
+            return
         self._take_off()
         self._closing.set()
         self._thread.join()

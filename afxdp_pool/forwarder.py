@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -102,6 +103,7 @@ class Forwarder(Runner):
         self._owned: list[Any] = []
         self._keep: list[Any] = []
         self._thread: threading.Thread | None = None
+        self._process = os.getpid()
         self._running = threading.Lock()
         self._runner = 0  # the thread that is in run()
         self._failure: BaseException | None = None
@@ -407,6 +409,10 @@ class Forwarder(Runner):
             return
         if self._runner == threading.get_ident():
             raise ConfigError("a forwarder is not closed by its own handler", hint="call stop(), and close() after it")
+        if os.getpid() != self._process:  # a forked child: the loop that may run, and all it uses, are its parent's
+            lib.afp_engine_fini(self._engine)
+            self._engine = None
+            return
         if self._thread is not None:
             self.stop()
             self._thread.join()

@@ -88,11 +88,18 @@ class Frames(Batch):
         """All packets of several, in order, in one; what those held is this one's. To send many at once.
 
         Raises:
-            ConfigError: there is none. ForeignFrameError: they are of several Umems.
+            ConfigError: there is none; or a plain batch, whose packets nobody keeps count of. FrameGoneError: one is
+                there twice. ForeignFrameError: they are of several Umems.
         """
         parts = [one.batch if isinstance(one, Frame) else one for one in held]
         if not parts:
             raise ConfigError("nothing to join")
+        for part in parts:
+            if not isinstance(part, Frames):
+                hint = "Frames(batch) takes its packets over"
+                raise ConfigError(f"a {type(part).__name__} cannot be joined", hint=hint)
+        if len(set(map(id, parts))) < len(parts):
+            raise FrameGoneError("the same frames are to be joined twice")
         first = parts[0]
         if any(part.umem is not first.umem for part in parts):
             raise ForeignFrameError("frames of several Umems cannot be in one batch")
@@ -156,6 +163,11 @@ class Frames(Batch):
             raise FrameGoneError(
                 f"packet {first} of these frames was sent or given back already",
                 hint="go on with the rest: frames = frames[sent:]",
+            )
+        if (places[1:] <= places[:-1]).any() and len(np.unique(places)) < len(places):
+            raise FrameGoneError(
+                "a packet of these frames is in the batch twice, and can be given away once",
+                hint="keep() takes one more reference to it",
             )
 
     def _give(self, places: npt.NDArray[np.intp]) -> None:

@@ -117,6 +117,10 @@ class Connection:
                 self.ask(wire.FIN).close()
             self._socket.close()
 
+    def abandon(self) -> None:
+        """In a forked child: the conversation is its parent's."""
+        self._socket.close()
+
 
 class Lease:
     """A socket asked for, and received through by the broker's XDP program.
@@ -170,6 +174,12 @@ class Lease:
         if self._fd >= 0:
             os.close(self.take_fd())
         self.connection.close()
+
+    def abandon(self) -> None:
+        """In a forked child: the lease is its parent's."""
+        if self._fd >= 0:
+            os.close(self.take_fd())
+        self.connection.abandon()
 
 
 class MapLease:

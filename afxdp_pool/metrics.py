@@ -10,6 +10,7 @@ names of the kernel's page_pool statistics, those of a socket the names of XDP_S
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -168,6 +169,7 @@ class Endpoint:
     def __init__(
         self, runner: Runner, port: int, addr: str = "127.0.0.1", labels: Mapping[str, str] | None = None
     ) -> None:
+        self._process = os.getpid()
         self._collector = Collector(runner, labels)
         registry = CollectorRegistry()
         registry.register(self._collector)
@@ -187,9 +189,10 @@ class Endpoint:
 
     def close(self) -> None:
         """Stop serving; a scrape under way is waited for. Idempotent."""
-        self._collector.close()
-        self._server.shutdown()
-        self._thread.join()
+        if os.getpid() == self._process:  # a forked child has but the socket: no thread serves, or lets go of a lock
+            self._collector.close()
+            self._server.shutdown()
+            self._thread.join()
         self._server.server_close()
 
     def __enter__(self) -> Self:

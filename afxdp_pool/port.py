@@ -443,7 +443,7 @@ class Port(Waiting):
         if self._port is None:
             return
         if self._waiter is not None:
-            self._waiter()  # before the descriptor goes that it waits for
+            self._waiter[0]()  # before the descriptor goes that it waits for
         try:
             self.pause()
         except AfXdpError as error:
@@ -463,3 +463,15 @@ class Port(Waiting):
             self._live = None
         self.pool.umem._ports.discard(self)
         self._take_back()
+
+    def _abandon(self) -> None:
+        """In a forked child: the socket is its parent's."""
+        port, self._port = self._port, None
+        if port is not None:
+            self._last = port_stats(port)
+            lib.afp_port_abandon(port)
+        if self._lease is not None:
+            self._lease.abandon()
+        if self._live is not None:
+            self._live.close()
+            self._live = None

@@ -402,9 +402,12 @@ def _advice(error: AfXdpError, mode: str) -> str:
 
 
 @atexit.register
-def _close_all() -> None:
+def _close_all() -> None:  # also in a forked child, where it closes descriptors that would keep programs attached
     for program in list(_open_programs):
         try:
             program.close()
         except AfXdpError as error:
             _log.error("%s", error)
+
+
+os.register_at_fork(after_in_child=_close_all)

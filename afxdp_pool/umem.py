@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 import weakref
 from collections import deque
@@ -44,6 +45,14 @@ def open_umems() -> list[Umem]:
     return [umem for umem in list(_known) if umem._open]
 
 
+def _in_child() -> None:
+    for umem in open_umems():
+        umem._abandon()
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
 class Umem:
     """Frames for ports and pools.
 
@@ -56,7 +65,8 @@ class Umem:
         memory: other memory to use, at least ``frames * frame_size`` bytes; see `afxdp_pool.memory`. The Umem owns it.
         trace: note who takes frames, for `holders()`; None: as the environment's ``AFXDP_POOL_TRACE`` says.
 
-    The memory is not inherited by forked children (madvise DONTFORK): the NIC writes to it.
+    A forked child does not inherit it: the NIC writes to the memory (madvise DONTFORK), and the rings are its parent's.
+    There the Umem, its pools and its ports are closed, and the sockets are not held open.
 
     Raises:
         FrameSizeError, ConfigError: see `UmemConfig`; or `memory` is too short.
@@ -271,3 +281,11 @@ class Umem:
         self._open = False
         lib.afp_table_fini(self._table)
         self._memory.close()
+
+    def _abandon(self) -> None:
+        """In a forked child: nothing of it is the child's, and any lock may be held by a thread that is not there."""
+        for port in list(self._ports):
+            port._abandon()
+        for pool in list(self._pools):
+            pool._forget()
+        self._open = False

@@ -33,7 +33,7 @@ class Waiting:
 
     _turn: Any = None  # what C writes to
     _lent: Frames | None = None  # the batch of `async for`
-    _waiter: Any = None  # ends the wait of the task that waits for packets
+    _waiter: Any = None  # what ends the wait of the task that waits for packets, and its event loop
     _reaper: Any = None  # takes completions while tasks do other things
     _since: float = 0.0  # when a task that uses this port slept last
 

@@ -79,6 +79,7 @@ int afp_port_open(struct afp_port *port, const struct afp_port_config *config, i
 int afp_port_mock(struct afp_port *port, uint32_t fill_size, uint32_t comp_size, uint32_t rx_size, uint32_t tx_size);
 void afp_port_close(struct afp_port *port);
 void afp_port_end(struct afp_port *port);
+void afp_port_abandon(struct afp_port *port);
 void afp_port_forget(struct afp_port *port);
 void afp_port_read_stats(const struct afp_port *port, struct afp_port_stats *out);
 void afp_port_ring_levels(struct afp_port *port, uint32_t *out);

@@ -93,6 +93,8 @@ void afp_port_close(struct afp_port *port);
 /* Closes for good: the table forgets the port. Idempotent; its counters can still be read. */
 void afp_port_end(struct afp_port *port);
 void afp_port_free(struct afp_port *port);
+/* In a forked child: its descriptors and mappings go. The rings are its parent's, and stay as they are. Locks are not taken. */
+void afp_port_abandon(struct afp_port *port);
 /* Nobody looks at the struct any more: it goes, if the port has ended. Its table may be gone. */
 void afp_port_forget(struct afp_port *port);
 void afp_port_read_stats(const struct afp_port *port, struct afp_port_stats *out);

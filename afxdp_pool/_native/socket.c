@@ -7,6 +7,7 @@
 #include <net/if.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #ifndef SO_PREFER_BUSY_POLL /* Linux 5.11 */
 #define SO_PREFER_BUSY_POLL 69
@@ -97,8 +98,8 @@ struct afp_port *afp_port_new(struct afp_table *t, struct afp_pool *pool, uint32
 	return port;
 }
 
-/* The kernel's side of a port ends here: sockets, rings, and what it had of ours. */
-static void close_socket(struct afp_port *port)
+/* The sockets and the mappings of the rings. */
+static void let_go(struct afp_port *port)
 {
 	if (port->xsk)
 		xsk_socket__delete(port->xsk);
@@ -109,6 +110,12 @@ static void close_socket(struct afp_port *port)
 	port->xsk = NULL;
 	port->umem = NULL;
 	port->fd = -1;
+}
+
+/* The kernel's side of a port ends here: sockets, rings, and what it had of ours. */
+static void close_socket(struct afp_port *port)
+{
+	let_go(port);
 	if (port->waiter >= 0)
 		afp_waiter_wait(port->waiter, port->ifindex, port->queue, RELEASED_WITHIN_MS);
 	port->waiter = -1;
@@ -276,6 +283,14 @@ void afp_port_free(struct afp_port *port)
 {
 	afp_port_end(port);
 	free(port);
+}
+
+void afp_port_abandon(struct afp_port *port)
+{
+	if (port->waiter >= 0)
+		close(port->waiter);
+	port->waiter = -1;
+	let_go(port);
 }
 
 void afp_port_forget(struct afp_port *port)

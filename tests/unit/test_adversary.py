@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from doorbell import Doorbell
 from support import SMALL, conserved, small_port
 
 from afxdp_pool import (
@@ -21,7 +23,9 @@ from afxdp_pool import (
     Batch,
     ConfigError,
     Forwarder,
+    FrameGoneError,
     FramePool,
+    Frames,
     FrameSizeError,
     InvalidDescriptorError,
     PoolClosedError,
@@ -194,6 +198,67 @@ def test_packets_of_a_template_cannot_change_once_they_are_checked() -> None:
     template = Template(packets, sequence_at=9000)  # type: ignore[arg-type]
     packets[0] = bytearray(64)  # 9000 is outside of the frame now
     assert template.packets == (bytes(10000),)
+
+
+# Frames --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["put", "transmit", "take over", "part of a part"])
+def test_a_held_packet_is_not_given_away_twice_in_one_batch(how: str) -> None:
+    """The second time would be somebody else's reference to the same frame."""
+    with conserved() as umem, FramePool(umem) as pool, closing(small_port(pool)) as port:
+        batch = pool.write([b"x" * 60] * 4)
+        with batch.keep(slice(1, 2)) as other, Frames(batch) as frames:
+            twice = frames[np.array([2, 1, 0, 1])]
+            act: dict[str, Callable[[], object]] = {
+                "put": lambda: pool.put(twice),
+                "transmit": lambda: port.transmit(twice),
+                "take over": lambda: Frames(twice),
+                "part of a part": lambda: pool.put(frames[1:][np.array([0, 0])]),
+            }
+            with pytest.raises(FrameGoneError, match="twice"):
+                act[how]()
+            assert pool.put(frames[np.array([2, 1, 0])]) == 3
+            assert other.held.all()
+
+
+def test_frames_are_joined_once_and_only_frames() -> None:
+    with conserved() as umem, FramePool(umem) as pool:
+        batch = pool.write([b"x" * 60] * 4)
+        with batch.keep() as other, Frames(batch) as frames:
+            with pytest.raises(FrameGoneError, match="twice"):
+                Frames.join([frames, other, frames])
+            for plain in (batch, frames[1:]):
+                with pytest.raises(ConfigError, match="takes its packets over"):
+                    Frames.join([other, plain])  # type: ignore[list-item]
+            assert (frames.left, other.left) == (4, 4)
+
+
+def test_an_event_loop_that_is_closed_under_a_task_keeps_nothing() -> None:
+    with conserved() as umem, FramePool(umem) as pool, Doorbell(small_port(pool)) as kernel:
+        port, loop = kernel.port, asyncio.new_event_loop()
+
+        async def receive() -> int:
+            kernel.deliver(3)
+            with await port.areceive() as batch:
+                return len(batch)
+
+        async def wait() -> list[asyncio.Task[Any]]:
+            tasks = [asyncio.create_task(port.areceive())]  # kept: it is there when the port is closed
+            while port._waiter is None:
+                await asyncio.sleep(0)
+            return tasks
+
+        kept = loop.run_until_complete(wait())
+        loop.close()
+        port.recycle()
+        assert asyncio.run(receive()) == 3
+        loop = asyncio.new_event_loop()
+        kept += loop.run_until_complete(wait())
+        loop.close()
+        port.close()
+        for task in kept:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------

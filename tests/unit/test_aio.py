@@ -208,15 +208,18 @@ def test_one_task_at_a_time_waits_for_a_port(pair: tuple[Port, Doorbell]) -> Non
     run(work())
 
 
-def test_a_wait_that_ends_leaves_the_next_one_alone(pair: tuple[Port, Doorbell], only_the_bell: None) -> None:
+def test_a_wait_that_ends_leaves_the_next_one_alone(
+    pair: tuple[Port, Doorbell], only_the_bell: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     port, kernel = pair
+    monkeypatch.setattr(aio, "TURN", LIMIT)  # the second task lets nobody run before it waits
 
     async def work() -> None:
         first = asyncio.create_task(port.areceive())
         while port._waiter is None:
             await asyncio.sleep(0)
         second = asyncio.create_task(port.areceive())
-        port._waiter()  # as its timer does; the second task comes first now
+        port._waiter[0]()  # as its timer does; the second task comes first now
         with pytest.raises(ConfigError):
             await first
         kernel.deliver(1)
