@@ -47,6 +47,7 @@ class Batch(calls.Descs, HeaderAccess):
     Attributes:
         data: the whole Umem as uint8, shape ``(bytes,)``.
         port: the port the packets came from, or None.
+        ports: in a handler, the ports of the forwarder that asks: `FORWARD(n)` leads out of ``ports[n]``. Else empty.
         frame_size: bytes a frame of the Umem has, 0 when not known.
         umem: the Umem, or None: then what its frames are doing is not known.
 
@@ -65,6 +66,7 @@ class Batch(calls.Descs, HeaderAccess):
         "_views",
         "frame_size",
         "port",
+        "ports",
         "umem",
     )
 
@@ -91,6 +93,7 @@ class Batch(calls.Descs, HeaderAccess):
         self._owner: tuple[Frames, npt.NDArray[np.intp]] | None = None  # whose packets these are, and which
         self.data = data
         self.port = port
+        self.ports: tuple[Port, ...] = ()
         self.frame_size = frame_size
         self.umem = umem
 
@@ -307,8 +310,9 @@ class Batch(calls.Descs, HeaderAccess):
         """
         return self._header_fields().five_tuple()
 
-    def lend(self, pointer: Any, verdicts: Bytes, columns: Columns) -> None:
+    def lend(self, pointer: Any, verdicts: Bytes, columns: Columns, ports: tuple[Port, ...]) -> None:
         """Make this batch one over memory that stays where it is, for the loop that lends it again and again."""
+        self.ports = ports
         self._pointer = pointer
         self._verdicts = verdicts
         self._views = self._descs["addr"], self._descs["len"]
@@ -319,6 +323,7 @@ class Batch(calls.Descs, HeaderAccess):
         made = Batch(self._descs, self.data, self.port, frame_size=self.frame_size, umem=self.umem)
         made._pointer, made._verdicts = self._pointer, self._verdicts
         made._views, made._fields = self._views, self._fields
+        made.ports = self.ports
         return made
 
     def _header_fields(self) -> Fields:

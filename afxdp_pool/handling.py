@@ -63,7 +63,7 @@ class _Lent(dict[int, Batch]):
         self._pointer = ffi.from_buffer("struct afp_desc[]", self._descs)
         self._columns = Columns(umem.data, engine.batch)
         self._umem = umem
-        self._ports = ports
+        self._ports = tuple(ports)
 
     def __missing__(self, code: int) -> Batch:
         n = code & 0xFFFF
@@ -74,7 +74,7 @@ class _Lent(dict[int, Batch]):
             frame_size=self._umem.frame_size,
             umem=self._umem,
         )
-        batch.lend(self._pointer, self._verdicts[:n], self._columns)
+        batch.lend(self._pointer, self._verdicts[:n], self._columns, self._ports)
         self[code] = batch
         return batch
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from afxdp_pool.binding import borrow_program, check_place, return_program
@@ -54,6 +54,7 @@ class Options:
         threaded_napi, napi_defer_hard_irqs, gro_flush_timeout: set on the devices that receive, and put back at the
             end; None leaves them alone. See `Napi`.
         port: rings and mode of each port, busy polling.
+        ports: by a device's name, what its ports have instead.
         rules: which packets to take; none: all. The rest goes to the kernel's stack.
         xdp_mode: ``"auto"``, ``"native"`` or ``"generic"``.
         attach: ``"auto"``, ``"link"`` or ``"libxdp"``; see `XdpProgram`.
@@ -74,6 +75,7 @@ class Options:
     napi_defer_hard_irqs: int | None = None
     gro_flush_timeout: int | None = None
     port: PortConfig = PortConfig()  # noqa: RUF009 - frozen
+    ports: Mapping[str, PortConfig] = field(default_factory=dict, hash=False)
     rules: Sequence[Rule] = ()
     xdp_mode: Literal["auto", "native", "generic"] = "auto"
     attach: Literal["auto", "link", "libxdp"] = "auto"
@@ -112,8 +114,13 @@ class Options:
         return [tuple(self.queues[first::workers]) for first in range(workers)]
 
     def with_mode(self, mode: Mode) -> Options:
-        """The same, with another socket mode."""
-        return replace(self, port=replace(self.port, mode=mode))
+        """The same, with another socket mode for all ports."""
+        ports = {netdev: replace(config, mode=mode) for netdev, config in self.ports.items()}
+        return replace(self, port=replace(self.port, mode=mode), ports=ports)
+
+    def port_of(self, netdev: str) -> PortConfig:
+        """Rings and mode of this device's ports."""
+        return self.ports.get(netdev, self.port)
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ def drop(netdev: str, *, options: Options = Options()) -> Runner:
 
     Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
-    return _open(_each(netdev, options, replace(options.port, transmit=False), Route(DROP)), options)
+    return _open(_each(netdev, options, replace(options.port_of(netdev), transmit=False), Route(DROP)), options)
 
 
 def reflect(netdev: str, *, swap_mac: bool = True, options: Options = Options()) -> Runner:
@@ -152,7 +159,7 @@ def reflect(netdev: str, *, swap_mac: bool = True, options: Options = Options())
 
     Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
-    return _open(_each(netdev, options, options.port, Route(TX, Rewrite(swap=swap_mac))), options)
+    return _open(_each(netdev, options, options.port_of(netdev), Route(TX, Rewrite(swap=swap_mac))), options)
 
 
 def forward(
@@ -173,8 +180,8 @@ def forward(
 
     Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
-    receive_only = replace(options.port, transmit=options.port.transmit if both_ways else False)
-    send_only = replace(options.port, receive=both_ways)
+    receive_only = options.port_of(source) if both_ways else replace(options.port_of(source), transmit=False)
+    send_only = replace(options.port_of(target), receive=both_ways)
     if source == target:
         n = len(options.queues)
         if n != 2 or options.workers != 1:
@@ -227,7 +234,8 @@ def transmit(
     if len(options.queues) != 1:
         raise ConfigError("tx sends from one queue", hint="run one tx a queue")
     template = packets if isinstance(packets, Template) else Template(tuple(packets))
-    forwarder = _open([_Plan([_Place(netdev, options.queues[0], replace(options.port, receive=False))], {})], options)
+    config = replace(options.port_of(netdev), receive=False)
+    forwarder = _open([_Plan([_Place(netdev, options.queues[0], config)], {})], options)
     assert isinstance(forwarder, Forwarder)
     try:
         forwarder._generate(template, count, rate)
@@ -245,15 +253,15 @@ def handle(
     Ports are numbered device by device, `outputs` last, queue by queue, those of each worker from 0; `FORWARD(n)` sends
     out of port n of the worker that received. With several workers `handler` is called from several threads, at any
     time, for different batches: what it keeps between calls needs a lock. ``batch.port`` tells where the packets came
-    from.
+    from, and ``batch.ports`` which ports the worker has.
 
     Raises:
         As `Port`.
 
     Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
-    send_only = replace(options.port, receive=False)
-    configs = [(netdev, options.port) for netdev in netdevs] + [(netdev, send_only) for netdev in outputs]
+    configs = [(netdev, options.port_of(netdev)) for netdev in netdevs]
+    configs += [(netdev, replace(options.port_of(netdev), receive=False)) for netdev in outputs]
     plans = [
         _Plan([_Place(netdev, queue, config) for netdev, config in configs for queue in queues], {})
         for queues in options.queue_groups
@@ -276,6 +284,8 @@ def _open(plans: Sequence[_Plan], options: Options, handler: Handler | None = No
     for place in places if options.via is None else ():
         check_place(place.netdev, place.queue, options.netns)
     netdevs = dict.fromkeys(place.netdev for place in places)
+    if strange := sorted(set(options.ports) - set(netdevs)):
+        raise ConfigError(f"options.ports names {', '.join(strange)}, where there are only {', '.join(netdevs)}")
     with contextlib.ExitStack() as undo:
         frames = _frames(plans, options)
         memory, refused = _memory(frames * options.frame_size, places, options)
@@ -341,10 +351,8 @@ def _memory(size: int, places: Sequence[_Place], options: Options) -> tuple[Memo
     """Memory that a broker can register; or that BPF programs can see, if a port may transmit live, or why not."""
     if options.via is not None:
         return SharedMemory(size, huge_pages=options.huge_pages), None
-    wanted = {place.config.transmit for place in places}
-    if "live" not in wanted and (
-        "auto" not in wanted or options.huge_pages or options.port.mode == "zero-copy" or size > LARGEST_UMEM
-    ):
+    wanted = {c.transmit for c in (place.config for place in places) if c.transmit == "live" or c.mode != "zero-copy"}
+    if "live" not in wanted and ("auto" not in wanted or options.huge_pages or size > LARGEST_UMEM):
         return None, None
     try:
         return BpfMemory(size), None

@@ -24,12 +24,10 @@ class Switch:
     """Which port each MAC address was last seen at: three arrays, sorted by address.
 
     Attributes:
-        ports: the ports it switches between; set once they are open.
         age: seconds without a packet from an address until it is forgotten.
     """
 
     def __init__(self, age: float = 300.0) -> None:
-        self.ports: list[ap.Port] = []
         self.age = age
         self.flooded = 0
         self.macs, self.places, self.seen = np.array([NOBODY]), np.array([0], np.uint8), np.array([np.inf])
@@ -37,7 +35,7 @@ class Switch:
     def __call__(self, batch: ap.Batch) -> npt.NDArray[np.uint8]:
         """The handler: learn the sources, look the targets up."""
         assert batch.port is not None
-        here, now = self.ports.index(batch.port), time.monotonic()
+        here, now = batch.ports.index(batch.port), time.monotonic()
         self.learn(batch.eth.src, here, now)
         target = batch.eth.dst
         index, known = self.find(target)
@@ -69,15 +67,16 @@ class Switch:
 
     def flood(self, batch: ap.Batch, here: int) -> None:
         """Out of every port but this one, from one frame each: whoever has sent it last brings it home."""
-        for port in self.ports[:here] + self.ports[here + 1 :]:
+        for port in batch.ports[:here] + batch.ports[here + 1 :]:
             port.pool.ref(batch)
             sent = port.transmit(batch)
             port.pool.put(batch[sent:])  # no room in its TX ring
         self.flooded += len(batch)
 
-    def __str__(self) -> str:
+    def report(self, ports: list[ap.Port]) -> str:
+        """What it did and learned, in words."""
         table = zip(self.macs[:-1], self.places, strict=False)
-        rows = [f"  {int(mac).to_bytes(6, 'big').hex(':')} is at {self.ports[place].netdev}" for mac, place in table]
+        rows = [f"  {int(mac).to_bytes(6, 'big').hex(':')} is at {ports[place].netdev}" for mac, place in table]
         return "\n".join([f"{self.flooded} packets flooded; learned:", *rows])
 
 
@@ -107,6 +106,5 @@ if __name__ == "__main__":
         common.place(__doc__, "a", "b", "c", many=True) as here,
         ap.handle(here.names, switch, options=here.options) as forwarder,
     ):
-        switch.ports = forwarder.ports
         here.run(forwarder, partial(demo, switch))
-        print(switch)
+        print(switch.report(forwarder.ports))

@@ -12,24 +12,23 @@ class Mirror:
     """The handler: between ports 0 and 1 both ways, a reference to each of the others.
 
     Attributes:
-        ports: set once they are open.
         missed: packets that a monitor had no room for in its TX ring. What goes on does not wait for it.
     """
 
     def __init__(self) -> None:
-        self.ports: list[ap.Port] = []
         self.missed = 0
 
     def __call__(self, batch: ap.Batch) -> int:
         """No packet is copied: the frame goes home when the last of its ports has sent it."""
-        if batch.port not in self.ports[:2]:
+        a, b, *monitors = batch.ports
+        if batch.port not in (a, b):
             return ap.DROP  # a monitor only listens
-        for monitor in self.ports[2:]:
+        for monitor in monitors:
             monitor.pool.ref(batch)
             sent = monitor.transmit(batch)
             monitor.pool.put(batch[sent:])
             self.missed += len(batch) - sent
-        return ap.FORWARD(1 if batch.port is self.ports[0] else 0)
+        return ap.FORWARD(1 if batch.port is a else 0)
 
 
 def demo(a: VethPair, b: VethPair, *monitors: VethPair) -> None:
@@ -48,6 +47,5 @@ if __name__ == "__main__":
         common.place(__doc__, "a", "b", "c", "d", many=True) as here,
         ap.handle(here.names, mirror, options=here.options) as forwarder,
     ):
-        mirror.ports = forwarder.ports
         here.run(forwarder, demo)
         print(f"{mirror.missed} missed by the monitors")

@@ -11,7 +11,6 @@ import contextlib
 import ipaddress
 import struct
 from collections.abc import Iterator
-from functools import partial
 
 import common
 import numpy as np
@@ -27,9 +26,9 @@ WIRE, OUT, STACK = range(3)  # the ports
 TX_CHECKSUM, GRO = 0x17, 0x2C  # ETHTOOL_STXCSUM, ETHTOOL_SGRO
 
 
-def handle(batch: ap.Batch, ports: list[ap.Port]) -> npt.NDArray[np.uint8] | int:
+def handle(batch: ap.Batch) -> npt.NDArray[np.uint8] | int:
     """From the wire UDP goes out, the rest to the stack. What comes from there goes to the wire."""
-    if batch.port is not ports[WIRE]:
+    if batch.port is not batch.ports[WIRE]:
         return ap.FORWARD(WIRE)
     return np.where(batch.five_tuple().proto == UDP, ap.FORWARD(OUT), ap.FORWARD(STACK)).astype(np.uint8)
 
@@ -75,12 +74,10 @@ if __name__ == "__main__":
     )
     with common.place(__doc__, "wire", "out", hosts=True, parser=parser) as here:
         address = ipaddress.IPv4Interface(f"{here.pairs[0].near.ipv4}/24") if here.pairs else here.args.address
-        ports: list[ap.Port] = []
         with (
             stack(here.names[WIRE], address, here.options.netns) as port,
-            ap.handle([*here.names, port], partial(handle, ports=ports), options=here.options) as forwarder,
+            ap.handle([*here.names, port], handle, options=here.options) as forwarder,
         ):
-            ports += forwarder.ports
             report = here.run(forwarder, demo)
             to, back = report.ports[STACK].stats.tx_packets, report.ports[STACK].stats.rx_packets
             print(f"to the kernel {to} packets, from it {back}")

@@ -245,6 +245,21 @@ def test_on_tick_is_called_and_what_it_raises_ends_the_run(bench: Bench) -> None
     assert ticks == 3
 
 
+def test_a_handler_sees_its_forwarders_ports_in_the_batch_and_in_parts_of_it(bench: Bench) -> None:
+    def handle(batch: Batch) -> int:
+        seen.append(batch.ports)
+        seen.extend(part.ports for part in (batch[:1], batch.copy()))
+        assert batch.port is not None
+        return FORWARD(1 - batch.ports.index(batch.port))
+
+    seen: list[tuple[Port, ...]] = []
+    with closing(bench.forwarder(handler=handle)) as forwarder:
+        bench.turn(forwarder, numbered(20))
+        assert set(seen) == {tuple(bench.ports)}
+    assert bench.pool.alloc(0).ports == ()
+    assert bench.sent[1] == numbered(20)
+
+
 def test_on_tick_is_called_in_the_thread_that_start_makes(bench: Bench) -> None:
     def tick(forwarder: Forwarder) -> None:
         threads.add(threading.current_thread())
