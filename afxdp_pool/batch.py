@@ -147,6 +147,7 @@ class Batch(calls.Descs, HeaderAccess):
 
     def _part(self, key: Any) -> Batch:
         part = Batch(self._descs[key], self.data, self.port, frame_size=self.frame_size, umem=self.umem)
+        part.ports = self.ports
         if self._owner is not None:
             part._owner = self._owner[0], self._owner[1][key]
         return part
@@ -346,7 +347,7 @@ class Batch(calls.Descs, HeaderAccess):
     def copy(self) -> Batch:
         """The same packets under descriptors of their own: the frames are not copied, no reference is taken."""
         made = Batch(self._descs.copy(), self.data, self.port, frame_size=self.frame_size, umem=self.umem)
-        made._owner = self._owner
+        made._owner, made.ports = self._owner, self.ports
         return made
 
     def write(self, index: int, packet: bytes | bytearray | memoryview | Bytes) -> None:

@@ -17,8 +17,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import Batch
 from afxdp_pool.beacon import Beacon
@@ -33,12 +31,12 @@ from afxdp_pool.errors import (
     PoolError,
     WrongThreadError,
 )
-from afxdp_pool.handlers import DROP, FORWARD, TX, Handler, check_handler
+from afxdp_pool.handlers import Handler, check_handler
 from afxdp_pool.handling import bad_verdicts, slices
 from afxdp_pool.info import Info, handler_name, make_info
 from afxdp_pool.port import Port
 from afxdp_pool.report import Report, make_report
-from afxdp_pool.routes import Route, Template, mac
+from afxdp_pool.routes import Route, Template, make_generator, set_routes
 from afxdp_pool.runner import Runner
 from afxdp_pool.stats import EngineStats, engine_stats
 from afxdp_pool.tuning import pinned
@@ -115,65 +113,15 @@ class Forwarder(Runner):
                 self._keep.append(port.native)  # should it be closed before the engine is
                 if lib.afp_engine_add(self._engine, port.native) < 0:
                     raise ConfigError("a forwarder can have 64 ports")
-            self._set_routes(routes or {})
+            set_routes(self._engine, self.ports, routes or {}, asked=handler is not None)
         except BaseException:
             self.close()
             raise
 
-    def _set_routes(self, routes: Mapping[int, Route]) -> None:
-        if not set(routes) <= set(range(len(self.ports))):
-            raise ConfigError(f"there are routes for ports {sorted(routes)}, and ports 0 to {len(self.ports) - 1}")
-        for index, port in enumerate(self.ports):
-            native = self._engine.route[index]
-            route = routes.get(index)
-            native.receive = port.config.receive and (self.handler is not None or route is not None)
-            if route is None:
-                continue
-            if route.verdict != DROP and route.verdict != TX and not FORWARD(0) <= route.verdict <= FORWARD(63):
-                raise ConfigError(
-                    f"the route of port {index} has verdict {route.verdict}; use DROP, TX or FORWARD(port)"
-                )
-            target = index if route.verdict == TX else route.verdict & 0x7F
-            if route.verdict != DROP and (target >= len(self.ports) or not self.ports[target].config.transmit):
-                raise ConfigError(f"the route of port {index} leads to port {target}, which cannot send")
-            native.verdict = route.verdict
-            native.rewrite = (
-                route.rewrite.swap | 2 * (route.rewrite.dst is not None) | 4 * (route.rewrite.src is not None)
-            )
-            if route.rewrite.dst is not None:
-                native.dst = list(mac(route.rewrite.dst))
-            if route.rewrite.src is not None:
-                native.src = list(mac(route.rewrite.src))
-
     def _generate(self, template: Template, count: int, rate: float) -> None:
         """Give the engine packets to send from port 0."""
-        longest = max(map(len, template.packets))
-        room = self.umem.frame_size - self.umem.config.headroom
-        if longest > room:
-            raise ConfigError(
-                f"a packet of {longest} bytes does not fit a frame", hint=f"frames here take {room} bytes"
-            )
-        if count < 0 or rate < 0:
-            raise ConfigError("count and rate are not negative", hint="0 means without end, as fast as can be")
-        data = ffi.new("uint8_t[]", b"".join(template.packets))
-        offsets = ffi.new("uint32_t[]", [0, *np.cumsum([len(packet) for packet in template.packets]).tolist()])
-        written = ffi.new("uint32_t[]", self.umem.frames)
-        generator = ffi.new(
-            "struct afp_generator *",
-            {
-                "pool": self.ports[0].pool.native,
-                "port": 0,
-                "templates": len(template.packets),
-                "data": data,
-                "offset": offsets,
-                "count": count,
-                "rate": rate,
-                "sequence_at": template.sequence_at,
-                "checksum_at": template.checksum_at,
-                "written": written,
-            },
-        )
-        self._keep += [data, offsets, written, generator]
+        generator, needed = make_generator(self.ports[0], template, count, rate)
+        self._keep += [*needed, generator]
         self._engine.generator = generator
 
     @property

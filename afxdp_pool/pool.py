@@ -8,7 +8,6 @@ one atomic operation a batch. ``hold_cnt - release_cnt`` is always the number of
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from afxdp_pool._native import calls, ffi, lib
 from afxdp_pool.batch import DESC, Batch, need_batch
+from afxdp_pool.callbacks import Callbacks
 from afxdp_pool.config import MAX_COUNT, check_count
 from afxdp_pool.errors import (
     ConfigError,
@@ -34,50 +34,6 @@ from afxdp_pool.stats import PoolStats, pool_stats
 from afxdp_pool.umem import Umem
 
 _DETACHED = 2  # enum afp_life
-
-
-class _Callbacks:
-    """A pool's Python callbacks, and what they raised. The C side has a handle to it."""
-
-    def __init__(
-        self,
-        umem: Umem,
-        init: Callable[[Batch], object] | None,
-        event: Callable[[str, npt.NDArray[np.uint32]], object] | None,
-    ) -> None:
-        self._data, self._frame_size, self._headroom = umem.data, umem.frame_size, umem.config.headroom
-        self._init, self._event = init, event
-        self._calling = umem._in_callback
-        self.failed: BaseException | None = None
-        self.handle = ffi.new_handle(self)
-
-    def call(self, event: int, frames: npt.NDArray[np.uint32]) -> None:
-        """Frames entered (0) or left (1)."""
-        self._calling.add(threading.get_ident())
-        try:
-            if event == 0 and self._init is not None:
-                descs = np.zeros(len(frames), DESC)
-                descs["addr"] = frames.astype(np.uint64) * np.uint64(self._frame_size) + np.uint64(self._headroom)
-                descs["len"] = self._frame_size - self._headroom
-                self._init(Batch(descs, self._data, frame_size=self._frame_size))
-            if self._event is not None:
-                self._event("release" if event else "hold", frames)
-        except BaseException as error:  # C is calling: it is raised by the next call from Python
-            self.failed = error
-        finally:
-            self._calling.discard(threading.get_ident())
-
-    def raise_failure(self) -> None:
-        """Raise what a callback raised."""
-        if self.failed is not None:
-            failure, self.failed = self.failed, None
-            raise failure
-
-
-@ffi.def_extern(name="afp_python_hook")  # type: ignore[untyped-decorator]
-def _hook(user: Any, event: int, frames: Any, n: int) -> None:
-    numbers = np.frombuffer(ffi.buffer(frames, n * 4), np.uint32).copy()
-    ffi.from_handle(user).call(event, numbers)
 
 
 class FramePool(calls.Pool):
@@ -137,7 +93,7 @@ class FramePool(calls.Pool):
         self.detached_at: float | None = None
         self.warned = 0
         self._last_stats: PoolStats | None = None
-        self._callbacks = _Callbacks(umem, init_callback, on_event)
+        self._callbacks = Callbacks(umem, init_callback, on_event)
         if init_callback or on_event:
             lib.afp_pool_set_hook(self._pool, lib.afp_python_hook, self._callbacks.handle)
             umem._callbacks[self._id] = self._callbacks  # C may call them after this object was forgotten

@@ -1,12 +1,22 @@
-"""What becomes of packets without a handler: a `Route` for those of a port, a `Template` for those made here."""
+"""What becomes of packets without a handler: a `Route` for those of a port, a `Template` for those made here.
+
+Both are plain values; the functions at the end tell them to the C engine, which belongs to the forwarder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from afxdp_pool._native import ffi
 from afxdp_pool.errors import ConfigError
-from afxdp_pool.handlers import DROP
+from afxdp_pool.handlers import DROP, FORWARD, TX
+
+if TYPE_CHECKING:
+    from afxdp_pool.port import Port
 
 _MAC_LENGTH = 6
 
@@ -76,3 +86,64 @@ class Template:
             raise ConfigError(f"the sequence number or checksum lies beyond the packet of {shortest} bytes")
         if self.sequence_at and self.checksum_at and (self.sequence_at - self.checksum_at) % 2:
             raise ConfigError("sequence number and checksum do not share 16-bit words", hint="move one by a byte")
+
+
+def set_routes(engine: Any, ports: Sequence[Port], routes: Mapping[int, Route], *, asked: bool) -> None:
+    """Tell the C engine what becomes of each port's packets, or which ports receive where a handler is `asked`.
+
+    Raises:
+        ConfigError: a verdict that is none, a port that does not exist or cannot send.
+    """
+    if not set(routes) <= set(range(len(ports))):
+        raise ConfigError(f"there are routes for ports {sorted(routes)}, and ports 0 to {len(ports) - 1}")
+    for index, port in enumerate(ports):
+        native = engine.route[index]
+        route = routes.get(index)
+        native.receive = port.config.receive and (asked or route is not None)
+        if route is None:
+            continue
+        if route.verdict != DROP and route.verdict != TX and not FORWARD(0) <= route.verdict <= FORWARD(63):
+            raise ConfigError(f"the route of port {index} has verdict {route.verdict}; use DROP, TX or FORWARD(port)")
+        target = index if route.verdict == TX else route.verdict & 0x7F
+        if route.verdict != DROP and (target >= len(ports) or not ports[target].config.transmit):
+            raise ConfigError(f"the route of port {index} leads to port {target}, which cannot send")
+        native.verdict = route.verdict
+        native.rewrite = route.rewrite.swap | 2 * (route.rewrite.dst is not None) | 4 * (route.rewrite.src is not None)
+        if route.rewrite.dst is not None:
+            native.dst = list(mac(route.rewrite.dst))
+        if route.rewrite.src is not None:
+            native.src = list(mac(route.rewrite.src))
+
+
+def make_generator(port: Port, template: Template, count: int, rate: float) -> tuple[Any, list[Any]]:
+    """A C generator that sends `count` packets a run from port 0, and the memory that it needs as long as it is used.
+
+    Raises:
+        ConfigError: a packet does not fit a frame; a negative number.
+    """
+    umem = port.pool.umem
+    longest = max(map(len, template.packets))
+    room = umem.frame_size - umem.config.headroom
+    if longest > room:
+        raise ConfigError(f"a packet of {longest} bytes does not fit a frame", hint=f"frames here take {room} bytes")
+    if count < 0 or rate < 0:
+        raise ConfigError("count and rate are not negative", hint="0 means without end, as fast as can be")
+    data = ffi.new("uint8_t[]", b"".join(template.packets))
+    offsets = ffi.new("uint32_t[]", [0, *np.cumsum([len(packet) for packet in template.packets]).tolist()])
+    written = ffi.new("uint32_t[]", umem.frames)
+    generator = ffi.new(
+        "struct afp_generator *",
+        {
+            "pool": port.pool.native,
+            "port": 0,
+            "templates": len(template.packets),
+            "data": data,
+            "offset": offsets,
+            "count": count,
+            "rate": rate,
+            "sequence_at": template.sequence_at,
+            "checksum_at": template.checksum_at,
+            "written": written,
+        },
+    )
+    return generator, [data, offsets, written]

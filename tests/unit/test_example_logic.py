@@ -206,14 +206,14 @@ def test_a_switch_knows_what_it_has_seen(talk: list[tuple[int, int, int]]) -> No
     switch = example("09_switch").Switch()
     flooded: list[Any] = []
 
-    switch.ports = [object() for _ in range(3)]
+    ports: Any = tuple(object() for _ in range(3))
     switch.flood = lambda batch, here: flooded.extend([here] * len(batch))
     known: dict[int, int] = {}
     for here, source, target in talk:
         target = 0xFFFFFFFFFFFF if target == 8 else target
         flooded.clear()
         batch = batch_of([ethernet(target, source)])
-        batch.port = switch.ports[here]
+        batch.port, batch.ports = ports[here], ports
         (verdict,) = switch(batch)
         known[source] = here
         if target in known:
@@ -235,16 +235,17 @@ def test_a_switch_forgets() -> None:
 def test_a_flood_leaves_by_every_other_port(pool: FramePool) -> None:
     switch = example("09_switch").Switch()
     config = PortConfig(fill_size=64, comp_size=64, rx_size=64, tx_size=64, fill_level=32)
-    switch.ports = [Port.in_memory(pool, config, name) for name in "abc"]
-    a, b, c = (FakeKernel(port) for port in switch.ports)
-    switch.ports[0].fill()
+    ports = [Port.in_memory(pool, config, name) for name in "abc"]
+    a, b, c = (FakeKernel(port) for port in ports)
+    ports[0].fill()
     packet = ethernet(0xFFFFFFFFFFFF, 1)
     a.deliver([packet])
-    batch = switch.ports[0].receive()
+    batch = ports[0].receive()
+    batch.ports = tuple(ports)
     assert switch(batch).tolist() == [DROP]
     pool.put(batch)
     assert (a.send(), b.send(), c.send()) == ([], [packet], [packet])
-    assert [port.complete() for port in switch.ports] == [0, 1, 1]
+    assert [port.complete() for port in ports] == [0, 1, 1]
 
 
 # Rate limit -----------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from afxdp_pool import (
     Forwarder,
     FramePool,
     PoolClosedError,
+    Port,
     Rewrite,
     Route,
     Template,
