@@ -38,7 +38,8 @@ def need_batch(thing: object) -> None:
         ConfigError: it is no batch.
     """
     if not isinstance(thing, Batch):
-        raise ConfigError(f"a {type(thing).__name__} is no batch", hint="pool.write([...]) makes one of bytes")
+        instead = getattr(type(thing), "_instead_of_a_batch", "pool.write([...]) makes one of bytes")
+        raise ConfigError(f"a {type(thing).__name__} is no batch", hint=instead)
 
 
 class Batch(calls.Descs, HeaderAccess):

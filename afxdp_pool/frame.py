@@ -244,6 +244,8 @@ class Frame:
 
     __slots__ = ("__weakref__", "_frames", "_handed")
 
+    _instead_of_a_batch = "a frame is given back by frame.close(), sent by port.transmit(frame); frame.batch is a batch"
+
     def __init__(self, batch: Batch) -> None:
         need_batch(batch)
         if len(batch) != 1:

@@ -517,7 +517,7 @@ def test_what_is_no_batch_is_said_to_be_none(pool: FramePool) -> None:
 def test_a_frame_given_where_a_batch_belongs_says_what_to_do(pool: FramePool) -> None:
     frame = Frame(pool.alloc(1))
     for use in (pool.put, pool.ref):
-        with pytest.raises(AttributeError, match=r"given back by frame.close\(\)"):
+        with pytest.raises(ap.ConfigError, match=r"a Frame is no batch; a frame is given back by frame.close\(\)"):
             use(frame)  # type: ignore[arg-type]
     frame.close()
 
