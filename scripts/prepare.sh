@@ -24,7 +24,7 @@ python_ok || missing="$missing python3 python3-venv python3-dev"
 # The tests' own tools: a model checker, a fuzzer, a counter of instructions, a maker of clean roots, hosts' programs. Without
 # them their tests are skipped, and say so.
 tools=""
-if [ "$extras" = dev ]; then
+if [ "${extras%%,*}" = dev ]; then
 	command -v spin >/dev/null || tools="$tools spin"
 	[ -n "$(find "$(clang -print-runtime-dir 2>/dev/null || echo /none)" -name '*fuzzer*' 2>/dev/null)" ] || tools="$tools libclang-rt-dev"
 	command -v valgrind >/dev/null || tools="$tools valgrind"

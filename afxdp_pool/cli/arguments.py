@@ -102,7 +102,7 @@ def _named(names: dict[str, int], what: str, ask: Callable[[str], int] | None = 
         try:
             if ask is not None:
                 return ask(text.lower())
-        except OSError:
+        except (OSError, UnicodeError):
             pass
         raise argparse.ArgumentTypeError(f"{text!r} is no {what}: give a number, or one of {', '.join(names)}")
 

@@ -1,4 +1,4 @@
-"""Fuzzing of the C: each fuzz_*.c of this directory, built with libFuzzer and the sanitizers, and run for a while.
+"""Fuzzing: each fuzz_*.c of this directory, built with libFuzzer and the sanitizers, and parsers.py, by atheris.
 
 What each of them feeds to the engine, and what has to hold, is said in its source. An input that breaks it is left in
 build/, and replayed by  tests/fuzz/build/fuzz_NAME FILE.  Inputs that reach something new are kept in build/found/, and
@@ -8,6 +8,7 @@ go into corpus/, which is committed, with --keep.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -29,12 +30,16 @@ FLAGS = [
     *(f"-I{NATIVE}", f"-I{HERE.parent / 'native'}", f"-I{HERE}"),
 ]
 NAMES = sorted(path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.c"))
+#: What Python reads, in parsers.py, is one more.
+PARSERS = "parsers"
 #: Bytes of an input at most: some hundred steps of a program.
 LONGEST = 1024
 
 
-def lacking() -> str | None:
-    """Why there can be no fuzzing here, if so."""
+def lacking(name: str) -> str | None:
+    """Why that one cannot be run here, if so."""
+    if name == PARSERS:
+        return None if importlib.util.find_spec("atheris") else "atheris is not installed: the extra fuzz"
     if shutil.which("clang") is None:
         return "no clang"
     probe = ["clang", "-fsanitize=fuzzer", "-x", "c", "-", "-o", os.devnull]
@@ -82,11 +87,16 @@ def program(name: str) -> Path:
     return target
 
 
+def fuzzer(name: str) -> list[str]:
+    """The words that start it."""
+    return [sys.executable, str(HERE / "parsers.py")] if name == PARSERS else [str(program(name))]
+
+
 def run(name: str, seconds: int) -> subprocess.CompletedProcess[str]:
     """Everything of the corpus, then new inputs, for that long. Its return code says whether all held."""
     found = BUILD / "found" / name
     found.mkdir(parents=True, exist_ok=True)
-    words = [str(program(name)), f"-max_total_time={seconds}", f"-max_len={LONGEST}", "-timeout=20", "-len_control=20"]
+    words = [*fuzzer(name), f"-max_total_time={seconds}", f"-max_len={LONGEST}", "-timeout=20", "-len_control=20"]
     words += [f"-artifact_prefix={BUILD}/{name}-", "-print_final_stats=1", str(found), str(CORPUS / name)]
     return subprocess.run(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=seconds + 120
@@ -98,7 +108,7 @@ def keep(name: str) -> None:
     corpus = CORPUS / name
     corpus.mkdir(parents=True, exist_ok=True)
     command(
-        str(program(name)),
+        *fuzzer(name),
         "-merge=1",
         "-use_counters=0",
         f"-max_len={LONGEST}",
@@ -118,17 +128,19 @@ def summary(output: str) -> str:
 def main() -> int:
     """Run them all, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)}. All of them unless named")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which: {', '.join([*NAMES, PARSERS])}; all of them unless named"
+    )
     parser.add_argument("--seconds", type=int, default=600, help="in all (600)")
     parser.add_argument("--keep", action="store_true", help="what reaches new code goes into the corpus")
     arguments = parser.parse_args()
-    names = arguments.names or NAMES
-    if unknown := set(names) - set(NAMES):
+    names = arguments.names or [*NAMES, PARSERS]
+    if unknown := set(names) - {*NAMES, PARSERS}:
         parser.error(f"no fuzzer {', '.join(sorted(unknown))}")
-    if reason := lacking():
-        sys.exit(reason)
     failed = 0
     for name in names:
+        if reason := lacking(name):
+            sys.exit(f"{name}: {reason}")
         done = run(name, max(1, arguments.seconds // len(names)))
         print(f"{name}: {summary(done.stdout)}", flush=True)
         if done.returncode:

@@ -34,6 +34,7 @@ static void packets_go_round_across_the_wrap_of_every_index(struct afp_table *t)
 	CHECK_EQ(s.rx_packets, 600);
 	CHECK_EQ(s.tx_completed, 600);
 	CHECK_EQ(s.rx_bytes, 60000);
+	CHECK_EQ(s.tx_bytes, 60000);
 	afp_port_free(port);
 	CHECK_EQ(afp_pool_destroy(p), 0);
 }
@@ -114,6 +115,30 @@ static void every_lie_is_counted_and_harmless(struct afp_table *t)
 	CHECK_EQ(afp_port_complete(port, 64), 2);
 	CHECK_EQ(put(t, held + 2, 2), 2);
 	afp_port_free(port);
+	CHECK_EQ(afp_pool_destroy(p), 0);
+}
+
+static void anothers_frame_is_no_packet_of_ours(struct afp_table *t)
+{
+	struct afp_pool *p = afp_pool_create(t, 64, 0);
+	struct afp_port *mine = fake_port(t, p, 64, 16), *its = fake_port(t, p, 64, 16);
+	struct afp_port_stats s;
+	struct afp_desc d[4];
+	uint64_t addr;
+
+	CHECK_EQ(afp_port_fill(mine, 4), 4);
+	CHECK_EQ(afp_port_fill(its, 4), 4);
+	addr = fake_take_fill(its) + 256;
+	fake_rx(mine, addr, 60);
+	CHECK_EQ(afp_port_receive(mine, d, 4), 0);
+	afp_port_read_stats(mine, &s);
+	CHECK_EQ(s.rx_bad, 1);
+	check_whole(t);
+	fake_rx(its, addr, 60);
+	CHECK_EQ(afp_port_receive(its, d, 4), 1);
+	CHECK_EQ(put(t, d, 1), 1);
+	afp_port_free(mine);
+	afp_port_free(its);
 	CHECK_EQ(afp_pool_destroy(p), 0);
 }
 
@@ -357,6 +382,7 @@ static const struct test tests[] = {
 	{"packets_go_round_across_the_wrap_of_every_index", packets_go_round_across_the_wrap_of_every_index, 0},
 	{"full_rings_are_counts", full_rings_are_counts, 0},
 	{"every_lie_is_counted_and_harmless", every_lie_is_counted_and_harmless, 0},
+	{"anothers_frame_is_no_packet_of_ours", anothers_frame_is_no_packet_of_ours, 0},
 	{"what_the_kernel_would_refuse_is_refused_here", what_the_kernel_would_refuse_is_refused_here, 0},
 	{"clones_come_home_by_any_way", clones_come_home_by_any_way, 0},
 	{"closing_reclaims_all_and_only_its_own", closing_reclaims_all_and_only_its_own, 0},
