@@ -202,7 +202,8 @@ class Frames(Batch):
             return
         umem, rest = self.umem, self._rest()
         shown = ", ".join(map(str, rest.frames(rest.frame_size)[:8])) + (", ..." if len(rest) > 8 else "")
-        message = f"{len(rest)} packets forgotten that were kept, and given back just now: frames {shown}"
+        what, which = ("1 packet", "frame") if len(rest) == 1 else (f"{len(rest)} packets", "frames")
+        message = f"{what} forgotten that had been kept, and given back just now: {which} {shown}"
         if threading.get_ident() in umem._in_callback:
             umem._late.append(rest)  # under the locks of the call that C makes: the next reap() puts them
         else:

@@ -85,6 +85,9 @@ class Options:
         check_batch(self.batch)
         if not self.queues or len(set(self.queues)) != len(self.queues):
             raise ConfigError(f"queues {list(self.queues)} are not possible", hint="give each queue once")
+        for name, choices in (("xdp_mode", ("auto", "native", "generic")), ("attach", ("auto", "link", "libxdp"))):
+            if (chosen := getattr(self, name)) not in choices:
+                raise ConfigError(f"{name} {chosen!r} is not possible", hint=f"choose {', '.join(choices)}")
         if self.frames is not None:
             UmemConfig(self.frames, self.frame_size)
         if self.workers != "queues" and not (isinstance(self.workers, int) and 1 <= self.workers <= len(self.queues)):
@@ -186,7 +189,7 @@ def forward(
         n = len(options.queues)
         if n != 2 or options.workers != 1:
             raise ConfigError(
-                f"{source} cannot forward to itself with {n} queue{'s' * (n > 1)} and {options.workers} workers",
+                f"{source} cannot forward to itself with {n} queue{'s' * (n > 1)} and workers={options.workers!r}",
                 hint="use reflect, or name two queues and one worker: the first forwards to the second",
             )
         first, second = options.queues
@@ -256,10 +259,13 @@ def handle(
     from, and ``batch.ports`` which ports the worker has.
 
     Raises:
-        As `Port`.
+        As `Port`; ConfigError for what is no handler, or one name where a list of them belongs.
 
     Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
+    for names in (netdevs, outputs):
+        if isinstance(names, str):
+            raise ConfigError(f"{names!r} is one name, and a list of them is wanted", hint=f"write [{names!r}]")
     configs = [(netdev, options.port_of(netdev)) for netdev in netdevs]
     configs += [(netdev, replace(options.port_of(netdev), receive=False)) for netdev in outputs]
     plans = [

@@ -26,24 +26,30 @@ class Proof:
         stopped: the audit when the loop had ended, the ports still open.
         closed: the audit when ports and pools were closed: every frame is back in the Umem.
         held: frames the pools held and did not release, hold - release; 0.
+        kept: of these, frames of packets that a handler kept and has still; it may.
     """
 
     stopped: Audit
     closed: Audit
     held: int
+    kept: int = 0
 
     @property
     def ok(self) -> bool:
         """Whether all of it holds."""
-        return self.stopped.ok and self.closed.ok and self.closed.idle and self.held == 0
+        return self.stopped.ok and self.closed.ok and self._away == 0 and self.held == self.kept
+
+    @property
+    def _away(self) -> int:
+        return self.closed.fill + self.closed.app + self.closed.tx - self.kept
 
     def __str__(self) -> str:
         if self.ok:
-            return f"audit: {self.closed.frames} frames all accounted for"
+            kept = f", {self.kept} of them kept by the handler to the end" if self.kept else ""
+            return f"audit: {self.closed.frames} frames all accounted for{kept}"
         problems = list(self.stopped.problems or self.closed.problems)
-        away = self.closed.fill + self.closed.app + self.closed.tx
-        problems += [f"{away} frames did not come back"] if away else []
-        problems += [f"the pools hold {self.held} frames they no longer have"] if self.held else []
+        problems += [f"{self._away} frames did not come back"] if self._away else []
+        problems += [f"the pools hold {self.held} frames they no longer have"] if self.held != self.kept else []
         return f"audit FAILED: {'; '.join(problems) or 'the states do not add up'}"
 
     def as_dict(self) -> dict[str, Any]:
@@ -52,6 +58,7 @@ class Proof:
             "ok": self.ok,
             "frames": self.closed.frames,
             "held": self.held,
+            "kept": self.kept,
             "stopped": asdict(self.stopped),
             "closed": asdict(self.closed),
         }
@@ -185,6 +192,10 @@ def summary(args: argparse.Namespace, outcome: Outcome) -> list[str]:
         lines.append(f"  {worker.name}{where}: {moved}")
     lines += [f"  {text}" for text in troubles(report)]
     lines += [f"  {text}" for text in outcome.silence]
+    if outcome.proof.kept:
+        lines.append(
+            f"  the handler kept {outcome.proof.kept:,} frames and never gave them back: close() them when done"
+        )
     lines += [f"  {outcome.captured}"] if outcome.captured else []
     lines.append(f"  {outcome.proof}")
     return lines

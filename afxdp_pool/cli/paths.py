@@ -195,15 +195,19 @@ def _end(last: Callable[[], None]) -> ap.AfXdpError | None:
     return None
 
 
-def prove(forwarder: ap.Runner) -> Proof:
-    """Audit the frames, close ports and pools, and audit again: then all of them must be back in the Umem."""
+def prove(forwarder: ap.Runner, *, may_keep: bool = False) -> Proof:
+    """Audit the frames, close ports and pools, and audit again: then all of them must be back in the Umem.
+
+    With `may_keep` a handler's code may have some still.
+    """
     pools = forwarder.pools
     stopped = forwarder.audit()
     for port in forwarder.ports:
         port.close()
     for pool in pools:
         pool.close()
-    return Proof(stopped, forwarder.audit(), sum(pool.stats().inflight for pool in pools))
+    closed = forwarder.audit()
+    return Proof(stopped, closed, sum(pool.stats().inflight for pool in pools), closed.app if may_keep else 0)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -229,7 +233,8 @@ def run(args: argparse.Namespace) -> int:
                         signals.stops(None)
                         failed = _end(capture.close) if capture else None
                 report, info = forwarder.snapshot(), forwarder.info()
-                why_silent, proof = () if error else silence(args, report), prove(forwarder)
+                why_silent = silence(args, report)
+                proof = prove(forwarder, may_keep=args.command == "handle")
             failed = failed or (_end(pictures.draw) if pictures else None)
         if isinstance(error, BrokenPipeError):
             raise error

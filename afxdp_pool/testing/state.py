@@ -182,7 +182,7 @@ def _rings(port: Port) -> str:
     granted = ""
     if port.fileno() >= 0:
         info = port.info
-        granted = f"; {info.driver}, {info.mode}, XDP {info.xdp_mode or 'none'}, sends by {info.transmit}"
+        granted = f"; {info.driver}, {info.mode}, XDP {info.xdp_mode or 'none'}, transmit {info.transmit}"
     return f"{port.name}: {filled}{granted}"
 
 

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from afxdp_pool import ConfigError, FramePool, FrameSizeError, PortConfig, RingSizeError, Umem, UmemConfig
+from afxdp_pool import (
+    ConfigError,
+    FramePool,
+    FrameSizeError,
+    Options,
+    PortConfig,
+    RingSizeError,
+    Umem,
+    UmemConfig,
+    handle,
+)
 from afxdp_pool.config import check_batch, is_power_of_two
 
 
@@ -58,6 +68,20 @@ def test_modes_and_directions_that_mean_nothing() -> None:
 def test_busy_polling_that_the_kernel_cannot_do(us: int, budget: int) -> None:
     with pytest.raises(ConfigError, match="1 to 65535"):
         PortConfig(busy_poll_us=us, busy_poll_budget=budget)
+
+
+@pytest.mark.parametrize("option", ["xdp_mode", "attach"])
+def test_ways_of_attaching_that_there_are_not(option: str) -> None:
+    wrong: dict[str, Any] = {option: "nativ"}
+    with pytest.raises(ConfigError, match=f"{option} 'nativ' is not possible; choose auto, "):
+        Options(**wrong)
+
+
+def test_one_name_is_no_list_of_names() -> None:
+    with pytest.raises(ConfigError, match=r"write \['eth1'\]"):
+        handle("eth1", lambda batch: 0)
+    with pytest.raises(ConfigError, match=r"write \['eth2'\]"):
+        handle(["eth1"], lambda batch: 0, outputs="eth2")
 
 
 def test_configurations_are_frozen() -> None:

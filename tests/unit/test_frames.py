@@ -365,7 +365,7 @@ def forget(batch: Batch) -> None:
 def test_a_forgotten_frame_comes_home_with_a_warning(trace: bool) -> None:
     with Umem(64, trace=trace) as umem, FramePool(umem) as pool:
         batch = pool.alloc(1)
-        with pytest.warns(ResourceWarning, match="1 packets forgotten") as caught:
+        with pytest.warns(ResourceWarning, match="1 packet forgotten") as caught:
             forget(batch)
         (warning,) = [one for one in caught if "forgotten" in str(one.message)]
         assert ("kept_in_vain = batch.keep(0)" in str(warning.message)) is trace

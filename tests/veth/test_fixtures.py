@@ -98,7 +98,7 @@ def test_a_failure_shows_rings_and_links_and_leaves_nothing(pytester: pytest.Pyt
             "*- afxdp_pool frames -*",
             "no audit: thread * runs pool 1",
             "*- afxdp_pool rings -*",
-            "pair-near queue 0 in namespace *: fill *; veth, copy, XDP native, sends by none",
+            "pair-near queue 0 in namespace *: fill *; veth, copy, XDP native, transmit none",
             "*- afxdp_pool counters -*",
             "  engine: fill_submitted *, rx_packets 164, *",
             "  XDP program: redirected 164",
