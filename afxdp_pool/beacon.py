@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NAME = "afxdp_pool"
 EVERY_NS = 1_000_000_000
+_MOST = 1 << 20  # bytes of a beacon: any process can have a file of that name and of any size
 _HEAD = struct.Struct("=8sII")  # magic, bytes of the description, where the counters begin
 _MAGIC = b"afxpool1"
 
@@ -109,9 +110,11 @@ def read(path: str) -> Told | None:
             magic, length, at = _HEAD.unpack(file.read(_HEAD.size))
             if magic != _MAGIC:
                 return None
-            about = json.loads(file.read(length))
+            about = json.loads(file.read(min(length, _MOST)))
             file.seek(at)
-            data = file.read()
+            data = file.read(_MOST)
+        if not all(isinstance(port, dict) for port in about["ports"]) or not isinstance(about["handler"], str):
+            return None
         values = list(struct.unpack(f"={len(data) // 8}Q", data[: len(data) // 8 * 8]))
         time_ns = values.pop(0)
         engine, rest = values[: len(about["engine"])], values[len(about["engine"]) :]
@@ -128,7 +131,7 @@ def read(path: str) -> Told | None:
             dict(zip(about["engine"], engine, strict=True)),
             counters,
         )
-    except (OSError, ValueError, KeyError, IndexError, TypeError, struct.error):
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError, struct.error):
         return None
 
 

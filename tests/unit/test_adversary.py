@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import signal
+import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -34,6 +36,7 @@ from afxdp_pool import (
     Route,
     Template,
     Umem,
+    beacon,
 )
 from afxdp_pool.testing import FakeKernel
 
@@ -259,6 +262,21 @@ def test_an_event_loop_that_is_closed_under_a_task_keeps_nothing() -> None:
         port.close()
         for task in kept:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+# What others say -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", [b"[" * 200_000, b"[]", b'{"ports": [1], "handler": ""}', b'{"ports": [], "handler": 5}']
+)
+def test_a_beacon_that_lies_is_none(text: bytes) -> None:
+    head = struct.Struct("=8sII")
+    with open(os.memfd_create("afxdp_pool"), "r+b") as file:
+        file.write(head.pack(b"afxpool1", len(text), head.size + len(text)) + text + bytes(8))
+        file.truncate(1 << 40)  # a file without blocks: nobody has that much memory
+        file.flush()
+        assert beacon.read(f"/proc/self/fd/{file.fileno()}") is None
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------
