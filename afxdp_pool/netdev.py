@@ -33,6 +33,7 @@ _NETDEV_CMD_DEV_GET, _NETDEV_CMD_QUEUE_GET = 1, 10
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _SIOCETHTOOL, _ETHTOOL_GDRVINFO, _ETHTOOL_GCHANNELS = 0x8946, 0x3, 0x3C
 _NAME_MAX = 15
+_MOST_NAMESPACES = 100
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,10 @@ def find(name: str, netns: str | None = None) -> Netdev:
             if error.errno not in (errno.ENODEV, errno.EINVAL):
                 raise AfXdpError(subject=where, doing="asking about the interface", errno=error.errno or 0) from error
             raise NoSuchInterfaceError(
-                "there is no such interface", subject=where, errno=errno.ENODEV, hint=_names_hint()
+                "there is no such interface",
+                subject=where,
+                errno=errno.ENODEV,
+                hint=_names_hint() + ("" if netns else _elsewhere(name)),
             ) from None
         rx, tx = _channels(name)
         return Netdev(
@@ -266,6 +270,16 @@ def _enter(fd: int, subject: str) -> None:
 def _names_hint() -> str:
     names = [name for _, name in socket.if_nameindex()]
     return f"interfaces there: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}"
+
+
+def _elsewhere(name: str) -> str:
+    """The named namespaces that have a device of this name, as far as they can be entered."""
+    found = []
+    with contextlib.suppress(OSError):
+        for netns in sorted(os.listdir(NETNS_DIR))[:_MOST_NAMESPACES]:
+            with contextlib.suppress(AfXdpError, OSError), in_netns(netns):
+                found += [netns] if name in dict(socket.if_nameindex()).values() else []
+    return f"; namespace {' and '.join(found)} has one of that name" if found else ""
 
 
 def ethtool(name: str, request: bytes) -> bytes:

@@ -63,6 +63,15 @@ def some(text: str) -> int:
     return value
 
 
+def ring_size(text: str) -> int:
+    """Entries of a ring."""
+    value = count(text)
+    if value & (value - 1) or value == 0:
+        more = 1 << value.bit_length() if value else 2048
+        raise argparse.ArgumentTypeError(f"a ring has a power of two of entries, such as {more}, not {text}")
+    return value
+
+
 def queue_number(text: str) -> int:
     """One queue."""
     if not text.isascii() or not text.isdigit():
@@ -382,7 +391,12 @@ def _add_path(command: argparse.ArgumentParser, *, receives: bool = True, sends:
         help='threads, each with its share of the queues; "queues": one a queue. Default 1')  # fmt: skip
     add("--cpus", metavar="LIST", type=cpu_list, help="pin the workers, one CPU each, such as 2,3 or 4-7")
     add("--spin", metavar="ROUNDS", type=count, help=f"rounds without work before a worker sleeps; default {SPIN}")
-    add("--ring-size", metavar="N", type=count, help="entries of RX, TX and COMPLETION, half of FILL's; default 2048")
+    add(
+        "--ring-size",
+        metavar="N",
+        type=ring_size,
+        help="entries of RX, TX and COMPLETION, half of FILL's; default 2048",
+    )
     add("--fill-level", metavar="N", type=count, help="frames to keep in FILL; default 2048")
     add("--busy-poll", metavar="US", type=count, help="the worker runs the driver itself (SO_BUSY_POLL); 0 is off")
     add("--busy-poll-budget", metavar="N", type=count, default=64, help="packets of one such run; default 64")

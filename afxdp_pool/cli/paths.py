@@ -233,7 +233,7 @@ def run(args: argparse.Namespace) -> int:
                         signals.stops(None)
                         failed = _end(capture.close) if capture else None
                 report, info = forwarder.snapshot(), forwarder.info()
-                why_silent = silence(args, report)
+                why_silent = () if error else silence(args, report)
                 proof = prove(forwarder, may_keep=args.command == "handle")
             failed = failed or (_end(pictures.draw) if pictures else None)
         if isinstance(error, BrokenPipeError):

@@ -142,6 +142,8 @@ def test_what_makes_no_sense_is_a_usage_error(line: str, capsys: pytest.CaptureF
         ("drop -i a -q 0,1", "'0,1' is not the number of a queue; write several as -q 0 -q 1"),
         ("drop -i a -q all", "'all' is not the number of a queue; write several as -q 0 -q 1"),
         ("drop -i a --duration 10s", "'10s' is not a number of seconds above 0, such as 10 or 0.5"),
+        ("drop -i a --ring-size 1000", "a ring has a power of two of entries, such as 1024, not 1000"),
+        ("drop -i a --ring-size 0", "a ring has a power of two of entries, such as 2048, not 0"),
         ("tx -i a --count 0", "0 of them is nothing to do: leave it away for no end"),
         ("drop -i a --capture x --capture-packets 0", "0 of them is nothing to do"),
     ],

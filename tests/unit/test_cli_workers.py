@@ -57,9 +57,7 @@ def test_the_loop_s_options_are_the_library_s() -> None:
     assert options("-q 0 -q 1 -q 2 --workers 2").queue_groups == [(0, 2), (1,)]
 
 
-@pytest.mark.parametrize(
-    "line", ["--workers 2", "--cpus 0,1", "--ring-size 1000", "--ring-size 0", "--busy-poll-budget 0"]
-)
+@pytest.mark.parametrize("line", ["--workers 2", "--cpus 0,1", "--busy-poll-budget 0"])
 def test_what_cannot_be_is_refused(line: str) -> None:
     with pytest.raises(ConfigError):
         options(line)

@@ -150,3 +150,16 @@ def test_where_the_kernels_stack_sends_without_checksums_the_doctor_says_so(lab:
     examined = call("doctor", *place(pair.near))
     assert "tx checksum is on: packets of this machine's own stack carry none over a veth" in examined.stdout
     assert "ethtool -K a-near tx off" in examined.stdout
+
+
+def test_an_interface_of_another_namespace_is_pointed_to(lab: Lab) -> None:
+    pair = lab.veth("a")
+    with pytest.raises(ap.NoSuchInterfaceError, match=f"; namespace {pair.near.netns} has one of that name"):
+        ap.drop(pair.near.name)
+
+
+def test_a_run_that_failed_says_nothing_of_silence(lab: Lab) -> None:
+    pair = lab.veth("a")
+    ended = call("drop", *place(pair.near), "--cpus", "999", "--json")
+    assert ended.returncode == 1
+    assert proven(ended.stdout)["silence"] == []
