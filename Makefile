@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 # Making links and loading XDP programs needs root; everything else does not.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=NO_COLOR,TERM)
 
-.PHONY: demo test test-nic lint format bench bench-quick docs stress fuzz mutants wheel clean
+.PHONY: demo test test-nic lint format bench bench-quick docs stress fuzz mutants wheel faults clean
 
 demo:
 	@scripts/prepare.sh plot
@@ -69,3 +69,10 @@ fuzz:
 mutants:
 	@scripts/prepare.sh dev
 	@$(PYTHON) tests/mutants/mutants.py
+
+# Every fault of tests/fault, with 200 kills; then the table of docs/reliability.md. A quarter of an hour, as root.
+faults:
+	@scripts/prepare.sh test
+	@$(AS_ROOT) env AFXDP_FAULT_ROUNDS=$${AFXDP_FAULT_ROUNDS:-200} AFXDP_FAULT_RESULTS=tests/fault/results.json \
+		$(PYTHON) -m pytest -q --afxdp-require tests/fault
+	@$(PYTHON) scripts/fault_table.py

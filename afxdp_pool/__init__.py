@@ -41,6 +41,7 @@ from afxdp_pool.errors import (
     PoolError,
     PrivilegeError,
     ProgramBusyError,
+    ProgramGoneError,
     ProgramLoadError,
     QueueBusyError,
     QueueRangeError,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
     from afxdp_pool.report import PortReport, Report, WorkerReport
     from afxdp_pool.runner import Runner
+    from afxdp_pool.watch import Watch, why_stuck
     from afxdp_pool.workers import Workers
 else:
     #: What runs a loop is imported when it is first asked for, so that the rest comes quickly: names by module.
@@ -81,6 +83,7 @@ else:
         "paths": ("Options", "drop", "forward", "handle", "reflect", "transmit"),
         "report": ("PortReport", "Report", "WorkerReport"),
         "runner": ("Runner",),
+        "watch": ("Watch", "why_stuck"),
         "workers": ("Workers",),
     }
 
@@ -160,6 +163,7 @@ __all__ = [
     "PortStats",
     "PrivilegeError",
     "ProgramBusyError",
+    "ProgramGoneError",
     "ProgramLoadError",
     "QueueBusyError",
     "QueueRangeError",
@@ -175,6 +179,7 @@ __all__ = [
     "UmemConfig",
     "VerdictError",
     "Versions",
+    "Watch",
     "WorkerReport",
     "Workers",
     "WrongThreadError",
@@ -194,4 +199,5 @@ __all__ = [
     "signature",
     "transmit",
     "wait",
+    "why_stuck",
 ]

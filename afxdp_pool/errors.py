@@ -107,6 +107,10 @@ class LinkGoneError(AfXdpError):
     done: int = 0
 
 
+class ProgramGoneError(AfXdpError):
+    """Somebody took off, or replaced, the XDP program of a port in use: no packet reaches it any more."""
+
+
 class PoolError(AfXdpError):
     """A rule of the frame pool was broken; the frames concerned are untouched.
 

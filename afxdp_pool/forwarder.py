@@ -40,6 +40,7 @@ from afxdp_pool.routes import Route, Template, make_generator, set_routes
 from afxdp_pool.runner import Runner
 from afxdp_pool.stats import EngineStats, engine_stats
 from afxdp_pool.tuning import pinned
+from afxdp_pool.watch import Watch
 
 #: Rounds without work before the worker sleeps, about 50 us: long enough to bridge the gaps between batches under load.
 SPIN = 1024
@@ -150,7 +151,8 @@ class Forwarder(Runner):
         pools are unbound, unless this thread had bound them before.
 
         Raises:
-            LinkGoneError: a network device went down or away. WrongThreadError: another thread owns a pool.
+            LinkGoneError: a network device went away, or went down while there was something to send.
+            ProgramGoneError: somebody took the XDP program off. WrongThreadError: another thread owns a pool.
             VerdictError: the handler returned no verdicts; its packets were dropped. Whatever the handler raises.
             PoolClosedError: a port, its pool or its Umem was closed, before or meanwhile.
             ConfigError: it is running already, or the numbers mean nothing.
@@ -164,8 +166,12 @@ class Forwarder(Runner):
             try:
                 self._runner = threading.get_ident()
                 name = handler_name(self.handler)
-                with pinned(self.cpu, self.ports[0].name), Beacon(self.ports, self.cpu, name) as beacon:
-                    return self._run(duration, packets, on_tick, beacon)
+                with (
+                    Watch(self.ports) as watch,  # before this thread is pinned: its own is not to be on that CPU
+                    pinned(self.cpu, self.ports[0].name),
+                    Beacon(self.ports, self.cpu, name) as beacon,
+                ):
+                    return self._run(duration, packets, on_tick, beacon, watch)
             finally:
                 self._runner = 0
 
@@ -175,6 +181,7 @@ class Forwarder(Runner):
         packets: int | None,
         on_tick: Callable[[Forwarder], None] | None,
         beacon: Beacon,
+        watch: Watch,
     ) -> Report:
         engine = self.native
         self._require_ports()
@@ -200,6 +207,7 @@ class Forwarder(Runner):
                 self.umem.reap()
                 for port in self.ports:
                     port.look_for_trouble()
+                watch.check()
                 if beacon.due:
                     beacon.tell(self.engine_stats())
                 if on_tick is not None:

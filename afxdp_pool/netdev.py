@@ -111,7 +111,7 @@ def find(name: str, netns: str | None = None) -> Netdev:
                 errno=errno.ENODEV,
                 hint=_names_hint() + ("" if netns else _elsewhere(name)),
             ) from None
-        rx, tx = _channels(name)
+        rx, tx = channels(name)
         return Netdev(
             name=name,
             index=link["index"],
@@ -304,8 +304,8 @@ def _driver(name: str) -> str:
     return reply[4:36].split(b"\0")[0].decode(errors="replace")
 
 
-def _channels(name: str) -> tuple[int, int]:
-    """Receive and transmit queues in use; (0, 0) when the driver does not tell."""
+def channels(name: str) -> tuple[int, int]:
+    """Receive and transmit queues in use by a device of this thread's namespace; (0, 0): the driver does not tell."""
     try:
         rx, tx, _, combined = struct.unpack_from("=4I", ethtool(name, struct.pack("=I32x", _ETHTOOL_GCHANNELS)), 20)
     except OSError:

@@ -31,6 +31,7 @@ from afxdp_pool.errors import (
 from afxdp_pool.frame import Frame
 from afxdp_pool.lease import Lease, MapLease
 from afxdp_pool.live import LiveTransmit, describe
+from afxdp_pool.netdev import Netdev
 from afxdp_pool.opening import open_here, open_via
 from afxdp_pool.pool import FramePool
 from afxdp_pool.program import XdpProgram
@@ -119,6 +120,7 @@ class Port(Waiting):
     _netns: str | None
     _port: Any
     _program: XdpProgram | None
+    _where: Netdev | None  # the network device as it was when the port was opened; None in memory
 
     def __init__(
         self,
@@ -138,7 +140,7 @@ class Port(Waiting):
                 "namespace and XDP program are the broker's", subject=self.name, hint="leave netns and program out"
             )
         where = check_place(netdev, queue, netns) if via is None else None
-        self._driver = where.driver if where else ""
+        self._driver, self._where = where.driver if where else "", where
         self._require_frames()
         self._port = self._new()
         try:
@@ -184,6 +186,7 @@ class Port(Waiting):
         self.config = config
         self._netns = netns
         self._driver = ""
+        self._where = None
         self._port = None
         self._program = None
         self._inlet = None

@@ -15,9 +15,11 @@ import contextlib
 import errno
 import logging
 import os
+import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
@@ -383,11 +385,21 @@ def clean(netdev_name: str, netns: str | None = None, force: bool = False) -> li
                 _log.info("%s: left alone %s%s", device.name, hook.program, user)
         for directory, inside in xdp.stale_pins(xdp.look(device.index)):
             if inside and all(part.owner and not part.owner.alive for part in inside):
+                if not _only_ours(directory):
+                    _log.warning("%s: left alone the pins in %s: others may write there", device.name, directory)
+                    continue
                 for pin in directory.iterdir():
                     pin.unlink()
                 directory.rmdir()
                 done.append(f"{device.name}: removed the pins in {directory}")
     return done
+
+
+def _only_ours(directory: Path) -> bool:
+    """Whether it is a directory, no link to one, that only root or this user may write to."""
+    found = directory.lstat()
+    mine = found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return stat.S_ISDIR(found.st_mode) and mine
 
 
 def _remove(hook: xdp.Hook, why: str) -> None:

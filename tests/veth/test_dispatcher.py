@@ -122,3 +122,8 @@ def test_stale_pins_only_of_dead_owners(pair: VethPair, monkeypatch: pytest.Monk
         f"{pair.near.name}: removed the pins in {tmp_path / f'dispatch-{index}-7'}"
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(inside)[1:]
+    inside = {f"dispatch-{index}-7": [DEAD]}
+    (tmp_path / f"dispatch-{index}-7").mkdir()
+    (tmp_path / f"dispatch-{index}-7").chmod(0o777)
+    assert clean(pair.near.name, pair.near.netns) == []  # others may write there
+    assert (tmp_path / f"dispatch-{index}-7").exists()

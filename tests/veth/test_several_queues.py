@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -194,7 +195,7 @@ def test_a_deleted_link_ends_all_workers_and_join_says_which(lab: Lab) -> None:
         source.send(64)
         with pytest.raises(ap.LinkGoneError, match=right.near.name) as raised:
             runner.join()
-    assert raised.value.__notes__[0].startswith("in worker 1: ")
+    assert re.match(r"in worker [01]: ", raised.value.__notes__[0])  # who sent, or who looked first
     audited(runner)
 
 
