@@ -33,7 +33,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:obj", ".*"),
     # Of others.
-    ("py:class", r"(numpy|np|npt|collections|mmap|os|pathlib|socket|threading|types)\..*|Path|Bytes|.*\.Columns"),
+    ("py:class", r"(numpy|np|npt|collections|mmap|os|pathlib|socket|threading|types)\..*|Path|Bytes|(.*\.)?Columns"),
     ("py:class", r"prometheus_client\..*"),
 ]
 autodoc_member_order = "bysource"

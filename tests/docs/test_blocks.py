@@ -24,6 +24,7 @@ NOT_RUN = {
     "docs/privileges.md": 1,
     "docs/real-nics.md": 1,
     "docs/remote-returns.md": 1,
+    "docs/troubleshooting.md": 1,
     "docs/tutorial.md": 2,
     "examples/README.md": 2,
 }
