@@ -12,7 +12,6 @@ from ipaddress import ip_address, ip_network
 
 import numpy as np
 import pytest
-from conftest import may_do_everything
 
 from afxdp_pool import DESC, Batch
 from afxdp_pool.bpf import BpfObject, run
@@ -20,6 +19,7 @@ from afxdp_pool.errors import ConfigError, PrivilegeError
 from afxdp_pool.filters import KEY_SIZE, MAX_RULES, RULES_SIZE, Rule, pack_rules
 from afxdp_pool.matching import matching
 from afxdp_pool.program import write_rules
+from afxdp_pool.testing.machine import capabilities
 
 TCP, UDP, ICMP = 6, 17, 1
 V4 = ("192.0.2.1", "10.1.2.3")
@@ -122,7 +122,7 @@ def bpf_filter() -> Iterator[Filter]:
         try:
             program.load()
         except PrivilegeError as error:
-            if may_do_everything():
+            if all(capabilities().values()):
                 raise
             pytest.skip(f"needs CAP_BPF: {error}")
         yield Filter(program)

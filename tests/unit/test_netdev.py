@@ -10,12 +10,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import may_do_everything
 
 from afxdp_pool.errors import NoSuchInterfaceError, NoSuchNamespaceError
 from afxdp_pool.netdev import XdpFeatures, find, in_netns, netns_path, xdp_features
+from afxdp_pool.testing.machine import capabilities
 
-ROOT = pytest.mark.skipif(not may_do_everything(), reason="entering a network namespace needs CAP_SYS_ADMIN")
+ROOT = pytest.mark.skipif(not all(capabilities().values()), reason="entering a network namespace needs CAP_SYS_ADMIN")
 
 
 def here() -> str:
