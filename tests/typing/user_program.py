@@ -89,9 +89,25 @@ async def answered(port: ap.Port) -> int:
     return sent
 
 
+def granted(runner: ap.Runner) -> ap.Info:
+    """What the kernel gave, apart from what happened."""
+    info: ap.Info = runner.info()
+    memory: ap.MemoryInfo = info.memory
+    loops: tuple[ap.LoopInfo, ...] = info.loops
+    programs: tuple[ap.XdpInfo, ...] = info.programs
+    versions: ap.Versions = info.versions
+    print(memory.locked_bytes, loops[0].batch, programs[0].tag, versions.libxdp)
+    print(memory.frames.sum())  # mistake: a number of frames
+    with ap.Watch(runner.ports) as watch:
+        watch.check()
+    return info
+
+
 def put_together(device: str) -> ap.Runner:
     """A forwarder made of parts."""
     umem = ap.Umem(memory=ap.BpfMemory(1 << 24))
+    shared: ap.Umem = ap.Umem(memory=ap.SharedMemory(1 << 24))
+    shared.close()
     program = ap.XdpProgram(device, rules=[ap.Rule(port=53)])
     napi = ap.Napi(device, napi_defer_hard_irqs=2)
     port = ap.Port(ap.FramePool(umem), device, program=program)
