@@ -171,15 +171,17 @@ class Lease:
 
     def close(self) -> None:
         """End the lease. Idempotent."""
-        if self._fd >= 0:
-            os.close(self.take_fd())
+        self._drop_fd()
         self.connection.close()
 
     def abandon(self) -> None:
         """In a forked child: the lease is its parent's."""
+        self._drop_fd()
+        self.connection.abandon()
+
+    def _drop_fd(self) -> None:
         if self._fd >= 0:
             os.close(self.take_fd())
-        self.connection.abandon()
 
 
 class MapLease:

@@ -18,6 +18,7 @@ from afxdp_pool import netdev as netdevs
 from afxdp_pool import wire
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.binding import borrow_program, check_place, native_config, open_error
+from afxdp_pool.config import PortConfig
 from afxdp_pool.errors import (
     AfXdpError,
     BrokerError,
@@ -42,7 +43,7 @@ _RETRY_STEP = 0.01
 
 def open_here(port: Port, where: netdevs.Netdev, program: XdpProgram | None) -> None:
     """Make and bind the socket; receive through `program`, or the one this process's ports share."""
-    bind(port)
+    bind(port, port.config)
     if port.config.transmit in ("auto", "live"):
         set_live(port, where)
     if port.config.receive:
@@ -72,9 +73,7 @@ def open_via(port: Port, path: str | os.PathLike[str]) -> None:
     where = check_place(port.netdev, port.queue, None)
     config = port.config
     lease = MapLease(connection, port.netdev) if config.receive or config.busy_poll_us else None
-    port.config = replace(config, busy_poll_us=0)  # setting it needs CAP_NET_ADMIN: the other side does
-    bind(port)
-    port.config = config
+    bind(port, replace(config, busy_poll_us=0))  # setting it needs CAP_NET_ADMIN: the other side does
     if lease is not None and config.busy_poll_us:
         lease.busy_poll(port.native.fd, config.busy_poll_us, config.busy_poll_budget)
         port.native.busy_poll = True
@@ -91,9 +90,9 @@ def _again(port: Port, attempt: Callable[[], bool]) -> None:
         time.sleep(_RETRY_STEP)
 
 
-def bind(port: Port) -> None:
+def bind(port: Port, config: PortConfig) -> None:
     """Make the socket and bind it."""
-    native, stage, result = native_config(port.netdev, port.queue, port.config), ffi.new("int *"), 0
+    native, stage, result = native_config(port.netdev, port.queue, config), ffi.new("int *"), 0
 
     def attempt() -> bool:
         nonlocal result
