@@ -13,20 +13,25 @@ import afxdp_pool as ap
 from afxdp_pool.testing.lab import LabLink, _remove_netns
 
 
-def test_receiving_interface_down_and_up(flow: Flow, record: Record, caplog: pytest.LogCaptureFixture) -> None:
+def _down_and_up(flow: Flow, record: Record, caplog: pytest.LogCaptureFixture, link: LabLink, said: str) -> None:
+    """Three times down, which the log tells, and up, which it tells as well; packets flow again."""
     caplog.set_level(logging.INFO)
     flow.start()
     flow.send()
     flow.flows()
     for _ in range(3):
         caplog.clear()
-        ip_done(flow.lab.engine_netns, "link", "set", flow.left.near.name, "down")
-        assert wait_for(lambda: "the interface is down" in caplog.text, 5)
-        ip_done(flow.lab.engine_netns, "link", "set", flow.left.near.name, "up")
+        ip_done(link.netns, "link", "set", link.name, "down")
+        assert wait_for(lambda: said in caplog.text, 5)
+        ip_done(link.netns, "link", "set", link.name, "up")
         record.tried(flow.flows())
-        assert wait_for(lambda: "no longer: the interface is down" in caplog.text, 5)
+        assert wait_for(lambda: f"no longer: {said}" in caplog.text, 5)
     flow.intact()
     flow.stopped()
+
+
+def test_receiving_interface_down_and_up(flow: Flow, record: Record, caplog: pytest.LogCaptureFixture) -> None:
+    _down_and_up(flow, record, caplog, flow.left.near, "the interface is down")
     record.of(
         "interface that receives down and up",
         "waits; says so in the log, and when it is over",
@@ -114,19 +119,7 @@ def test_namespace_deleted(flow: Flow, record: Record) -> None:
 
 
 def test_carrier_lost(flow: Flow, record: Record, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    flow.start()
-    flow.send()
-    flow.flows()
-    for _ in range(3):
-        caplog.clear()
-        ip_done(flow.lab.traffic_netns, "link", "set", flow.right.far.name, "down")
-        assert wait_for(lambda: "there is no carrier" in caplog.text, 5)
-        ip_done(flow.lab.traffic_netns, "link", "set", flow.right.far.name, "up")
-        record.tried(flow.flows())
-        assert wait_for(lambda: "no longer: there is no carrier" in caplog.text, 5)
-    flow.intact()
-    flow.stopped()
+    _down_and_up(flow, record, caplog, flow.right.far, "there is no carrier")
     record.of(
         "TX without a taker: peer down and up",
         "goes on; the device drops and counts; says so in the log",

@@ -28,6 +28,17 @@
 		}                                                                                        \
 	} while (0)
 
+#define SEED 88172645463325252ull
+
+/* Marsaglia's xorshift64: the same numbers in every run. */
+static inline uint64_t next_random(uint64_t *x)
+{
+	*x ^= *x << 13;
+	*x ^= *x >> 7;
+	*x ^= *x << 17;
+	return *x;
+}
+
 struct test {
 	const char *name;
 	void (*run)(struct afp_table *t);

@@ -189,16 +189,14 @@ static void more_wrong_than_can_be_listed(struct afp_table *t)
 
 static void every_word_at_random(struct afp_table *t)
 {
-	uint64_t x = 88172645463325252ull;
+	uint64_t x = SEED;
 	uint8_t states[FRAMES];
 	uint32_t counts[AFP_STATES], sum = 0;
 
 	set(t);
 	for (int round = 0; round < 50; round++) {
 		for (uint32_t f = 0; f < FRAMES; f++) {
-			x ^= x << 13;
-			x ^= x >> 7;
-			x ^= x << 17;
+			next_random(&x);
 			word_store(t, f, x);
 		}
 		CHECK(all(t) > 0); /* and nothing outside the tables is read */

@@ -107,7 +107,7 @@ static void back_pressure_leaves_packets_in_rx(struct afp_table *t)
 static void no_handler_can_lose_a_frame(struct afp_table *t)
 {
 	struct bench b = set(t, 32);
-	uint64_t x = 88172645463325252ull;
+	uint64_t x = SEED;
 	struct afp_desc kept[FRAMES];
 	uint32_t nkept = 0, total = 0;
 
@@ -125,9 +125,7 @@ static void no_handler_can_lose_a_frame(struct afp_table *t)
 		CHECK_EQ(b.e->busy_n, n);
 		total += n;
 		for (uint32_t i = 0; i < n; i++) {
-			x ^= x << 13;
-			x ^= x >> 7;
-			x ^= x << 17;
+			next_random(&x);
 			b.e->verdicts[i] = (uint8_t[]){0, 1, 2, 0x80, 0x81, 0x82, 0xff, 3}[x & 7];
 			if (b.e->verdicts[i] == AFP_KEEP)
 				kept[nkept++] = b.e->descs[i];
@@ -266,9 +264,7 @@ static void spoil(struct afp_desc *descs, uint32_t n, uint8_t *umem, uint64_t si
 	CHECK(port < 2 && size == (uint64_t)FRAMES * FRAME_SIZE);
 	for (uint32_t i = 0; i < n; i++) {
 		CHECK_EQ(verdicts[i], AFP_DROP);
-		s->x ^= s->x << 13;
-		s->x ^= s->x >> 7;
-		s->x ^= s->x << 17;
+		next_random(&s->x);
 		umem[descs[i].addr] = (uint8_t)s->x;
 		verdicts[i] = (uint8_t[]){0, 1, 0x80, 0x81}[s->x & 3];
 		if (s->x % 97 == 0)
@@ -285,7 +281,7 @@ static void spoil(struct afp_desc *descs, uint32_t n, uint8_t *umem, uint64_t si
 static void no_compiled_handler_can_lose_a_frame(struct afp_table *t)
 {
 	struct bench b = set(t, 16);
-	struct spoiler s = {.x = 88172645463325252ull, .e = b.e};
+	struct spoiler s = {.x = SEED, .e = b.e};
 	uint32_t total = 0, bad = 0;
 
 	CHECK_EQ(afp_engine_run_compiled(b.e, 0, spoil, &s), AFP_RAN_DEADLINE);

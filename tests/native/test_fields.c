@@ -5,14 +5,11 @@
 
 #define MOST 128
 
-static uint64_t x = 88172645463325252ull;
+static uint64_t x = SEED;
 
 static uint32_t roll(uint32_t n)
 {
-	x ^= x << 13;
-	x ^= x >> 7;
-	x ^= x << 17;
-	return (uint32_t)(x >> 32) % n;
+	return (uint32_t)(next_random(&x) >> 32) % n;
 }
 
 /* Bytes that look like headers more often than chance would have it. */

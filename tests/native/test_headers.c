@@ -7,14 +7,11 @@
 #define KINDS (AFP_ICMPV6 + 1)
 #define ALL UINT32_MAX
 
-static uint64_t x = 88172645463325252ull;
+static uint64_t x = SEED;
 
 static uint32_t roll(uint32_t n)
 {
-	x ^= x << 13;
-	x ^= x >> 7;
-	x ^= x << 17;
-	return (uint32_t)(x >> 32) % n;
+	return (uint32_t)(next_random(&x) >> 32) % n;
 }
 
 /* Mostly whole datagrams, with lengths that are true half of the time. */

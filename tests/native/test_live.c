@@ -603,16 +603,14 @@ static void closing_takes_back_what_is_staged_and_what_is_under_way(struct afp_t
 static void whatever_happens_order_is_kept(struct afp_table *t)
 {
 	struct world *w = begin(t, 64, UINT32_MAX - 5000, AFP_LIVE_LEAST);
-	uint64_t x = 88172645463325252ull;
+	uint64_t x = SEED;
 	uint32_t by_socket = 0;
 
 	for (int step = 0; step < 20000; step++) {
 		const int errors[] = {0, 0, -EINTR, -EINTR, -ENOMEM, -EPERM};
 		uint32_t r;
 
-		x ^= x << 13;
-		x ^= x >> 7;
-		x ^= x << 17;
+		next_random(&x);
 		r = (uint32_t)(x >> 24);
 		switch (x % 8) {
 		case 0:

@@ -72,7 +72,7 @@ static void every_lie_is_counted_and_harmless(struct afp_table *t)
 	struct afp_port *port = fake_port(t, p, 64, 16);
 	struct afp_desc d[64], held[4];
 	struct afp_port_stats s;
-	uint64_t x = 88172645463325252ull, filled;
+	uint64_t x = SEED, filled;
 
 	CHECK_EQ(afp_pool_alloc(p, held, 4), 4);
 	for (int i = 0; i < 4; i++)
@@ -84,9 +84,7 @@ static void every_lie_is_counted_and_harmless(struct afp_table *t)
 		for (int i = 0; i < 32; i++) {
 			uint64_t addr;
 
-			x ^= x << 13;
-			x ^= x >> 7;
-			x ^= x << 17;
+			next_random(&x);
 			/* Half of them inside the Umem; never what was really handed over. */
 			addr = x & 1 ? x : (x >> 8) % t->size;
 			if (frame_of(t, addr) == frame_of(t, filled) || frame_of(t, addr) == frame_of(t, held[0].addr) ||

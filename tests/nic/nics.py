@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
+import live_lab
 import pytest
 from machine import NICS
 
@@ -65,12 +66,7 @@ def link(name: str) -> LabLink:
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     """Wait on a condition, with a deadline: an emulated machine takes its time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.002)
-    return True
+    return live_lab.wait_for(condition, seconds)
 
 
 def ip(netns: str, *arguments: str) -> None:
@@ -151,15 +147,3 @@ def wires(*names: str) -> Iterator[Sequence[Wire]]:
     finally:
         for one in made:
             one.close()
-
-
-def audited(forwarder: ap.Runner) -> None:
-    """Every frame is accounted for with the ports open, and home once they are closed."""
-    umem, pools = forwarder.umem, forwarder.pools
-    umem.audit().check()
-    for port in forwarder.ports:
-        port.close()
-    for pool in pools:
-        pool.close()
-    umem.audit().check(idle=True)
-    forwarder.close()

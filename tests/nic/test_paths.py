@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from nics import DRIVERS, ENGINE, Closed, audited, config, each_driver, each_mode, link, options, up, wait_for, wires
+from live_lab import audited
+from nics import DRIVERS, ENGINE, Closed, config, each_driver, each_mode, link, options, up, wait_for, wires
 
 import afxdp_pool as ap
 from afxdp_pool.testing import packets

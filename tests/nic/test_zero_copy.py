@@ -9,12 +9,12 @@ import time
 
 import numpy as np
 import pytest
+from live_lab import audited
 from nics import (
     DRIVERS,
     ENGINE,
     TRAFFIC,
     Closed,
-    audited,
     config,
     each_driver,
     each_mode,

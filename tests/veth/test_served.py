@@ -122,6 +122,18 @@ def capabilities(pid: int) -> set[int]:
     return {number for thread in os.listdir(f"/proc/{pid}/task") for number in held(pid, int(thread))}
 
 
+def reflects(client: Process, pair: VethPair, sink: Sink, *, rate: int) -> None:
+    """All of 5000 packets come back from it, and when it has ended it says so itself."""
+    with Source(pair.far, cpu=0) as source:
+        source.send(5000, rate=rate)
+    perfect(sink.wait(5000), 5000)
+    code, out, err = client.end()
+    assert code == 0, err
+    for line in ("received", "sent", "completed"):
+        assert re.search(rf"{line} +5,000 packets", out), out
+    assert "all accounted for" in out
+
+
 def test_packets_go_round_in_a_process_without_privileges(pair: VethPair, path: Path) -> None:
     with serve(pair, path) as broker:
         assert capabilities(broker.pid) == {CAPABILITIES["CAP_NET_RAW"], CAPABILITIES["CAP_IPC_LOCK"]}
@@ -130,14 +142,7 @@ def test_packets_go_round_in_a_process_without_privileges(pair: VethPair, path: 
         with Process([*UNPRIVILEGED, *COMMAND, *words]) as client, Sink(pair.far) as sink:
             assert "rx 0 pps" in client.ready
             assert capabilities(client.pid) == set()
-            with Source(pair.far, cpu=0) as source:
-                source.send(5000, rate=20_000)
-            perfect(sink.wait(5000), 5000)
-            code, out, err = client.end()
-        assert code == 0, err
-        for line in ("received", "sent", "completed"):
-            assert re.search(rf"{line} +5,000 packets", out), out
-        assert "all accounted for" in out
+            reflects(client, pair, sink, rate=20_000)
         words = ["drop", "-i", pair.near.name, "--via", str(path), "--json", "--duration", "0.2"]
         done = subprocess.run([*UNPRIVILEGED, *COMMAND, *words], capture_output=True, text=True, timeout=20, check=True)
         found = json.loads(done.stdout)
@@ -481,14 +486,7 @@ def test_the_command_becomes_another_user(pair: VethPair, transmit: str, left: s
         assert "rx 0 pps" in client.ready
         assert user_of(client.pid) == {str(NOBODY)}
         assert capabilities(client.pid) == {CAPABILITIES[name] for name in left}
-        with Source(pair.far, cpu=0) as source:
-            source.send(5000, rate=50_000)
-        perfect(sink.wait(5000), 5000)
-        code, out, err = client.end()
-    assert code == 0, err
-    for line in ("received", "sent", "completed"):
-        assert re.search(rf"{line} +5,000 packets", out), out
-    assert "all accounted for" in out
+        reflects(client, pair, sink, rate=50_000)
     with ap.XdpProgram(pair.near.name, netns=pair.near.netns):  # nothing is left on the device
         pass
 
