@@ -395,7 +395,7 @@ def test_a_pod_uses_the_map_of_a_device_plugin(pair: VethPair, path: Path) -> No
         umem = ap.Umem(2048)
         pool = ap.FramePool(umem)
         config = ap.PortConfig(fill_level=256, transmit="socket", busy_poll_us=20)
-        with ap.Port(pool, near.name, 0, via=path, config=config) as port, Source(far) as source:
+        with ap.Port(pool, near.name, 0, via=path, config=config) as port, Source(far, cpu=0) as source:
             with ap.Port(pool, near.name, 1, via=path, config=config, paused=True):  # the same connection
                 pass
             source.send(200, rate=10_000)
