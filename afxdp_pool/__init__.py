@@ -54,19 +54,20 @@ from afxdp_pool.frame import Frame, Frames
 from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
 from afxdp_pool.headers import ARP, ETH, ICMP, IPV4, IPV6, TCP, UDP, VLAN
 from afxdp_pool.memory import BpfMemory, SharedMemory
+from afxdp_pool.netdev import Netdev, RxMetadata, XdpFeature, XdpFeatures, XskFeature
 from afxdp_pool.pool import FramePool
 from afxdp_pool.port import Port, PortInfo
 from afxdp_pool.program import XdpProgram, clean
 from afxdp_pool.routes import Rewrite, Route, Template
 from afxdp_pool.stats import EngineStats, KernelStats, LiveStats, PoolStats, PortStats
 from afxdp_pool.tuning import Napi
-from afxdp_pool.umem import Umem
+from afxdp_pool.umem import DmaDevice, Umem
 from afxdp_pool.waiting import wait
 
 if TYPE_CHECKING:
     from afxdp_pool.compiling import Compiled, be16, be32, compiled, signature
     from afxdp_pool.forwarder import Forwarder
-    from afxdp_pool.info import Info, LoopInfo, MemoryInfo, Versions, XdpInfo
+    from afxdp_pool.info import DeviceInfo, Info, LoopInfo, MemoryInfo, Versions, XdpInfo
     from afxdp_pool.libraries import from_library, include_dir
     from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
     from afxdp_pool.report import PortReport, Report, WorkerReport
@@ -78,7 +79,7 @@ else:
     _LATER = {
         "compiling": ("Compiled", "be16", "be32", "compiled", "signature"),
         "forwarder": ("Forwarder",),
-        "info": ("Info", "LoopInfo", "MemoryInfo", "Versions", "XdpInfo"),
+        "info": ("DeviceInfo", "Info", "LoopInfo", "MemoryInfo", "Versions", "XdpInfo"),
         "libraries": ("from_library", "include_dir"),
         "paths": ("Options", "drop", "forward", "handle", "reflect", "transmit"),
         "report": ("PortReport", "Report", "WorkerReport"),
@@ -126,6 +127,8 @@ __all__ = [
     "BrokerError",
     "Compiled",
     "ConfigError",
+    "DeviceInfo",
+    "DmaDevice",
     "DoubleFreeError",
     "EngineStats",
     "FiveTuple",
@@ -148,6 +151,7 @@ __all__ = [
     "MissingExtraError",
     "ModeUnsupportedError",
     "Napi",
+    "Netdev",
     "NoHeaderError",
     "NoSuchInterfaceError",
     "NoSuchNamespaceError",
@@ -173,6 +177,7 @@ __all__ = [
     "Route",
     "Rule",
     "Runner",
+    "RxMetadata",
     "SharedMemory",
     "Template",
     "Umem",
@@ -183,8 +188,11 @@ __all__ = [
     "WorkerReport",
     "Workers",
     "WrongThreadError",
+    "XdpFeature",
+    "XdpFeatures",
     "XdpInfo",
     "XdpProgram",
+    "XskFeature",
     "be16",
     "be32",
     "clean",

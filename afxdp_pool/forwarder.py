@@ -9,6 +9,7 @@ want of room, and order is kept.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import threading
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from afxdp_pool import numa
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import Batch
 from afxdp_pool.beacon import Beacon
@@ -42,6 +44,7 @@ from afxdp_pool.stats import EngineStats, engine_stats
 from afxdp_pool.tuning import pinned
 from afxdp_pool.watch import Watch
 
+log = logging.getLogger("afxdp_pool")
 #: Rounds without work before the worker sleeps, about 50 us: long enough to bridge the gaps between batches under load.
 SPIN = 1024
 #: The longest the loop stays in C: signals and `on_tick` wait so long.
@@ -107,6 +110,7 @@ class Forwarder(Runner):
         self._runner = 0  # the thread that is in run()
         self._failure: BaseException | None = None
         self._stopping = False
+        self._told: set[str] = set()
         self._handed: deque[tuple[Batch, Port]] = deque()
         self._started = self._stopped = 0.0
         try:
@@ -171,6 +175,7 @@ class Forwarder(Runner):
                     pinned(self.cpu, self.ports[0].name),
                     Beacon(self.ports, self.cpu, name) as beacon,
                 ):
+                    self._look_at_nodes()
                     return self._run(duration, packets, on_tick, beacon, watch)
             finally:
                 self._runner = 0
@@ -225,6 +230,17 @@ class Forwarder(Runner):
                     pool.unbind()
             self._stopped = time.monotonic()
         return self.snapshot()
+
+    def _look_at_nodes(self) -> None:
+        """Say in the log, once each, what of NICs, frames and this thread is not on one NUMA node."""
+        if len(numa.nodes()) < 2:
+            return
+        devices = {port.netdev: port.place.numa_node for port in self.ports if port.place is not None}
+        thread = numa.node_of_cpus(os.sched_getaffinity(0))
+        for told in numa.differences(devices, self.umem.numa_nodes, thread):
+            if told not in self._told:
+                self._told.add(told)
+                log.warning("%s: packets cross from node to node; see docs/nic-setup.md", told)
 
     def hand_over(self, batch: Batch, port: Port) -> None:
         """Let this worker send `batch` out of `port`, one of its own. Batches go in the order they were handed over.

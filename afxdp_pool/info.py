@@ -13,9 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from afxdp_pool import numa
 from afxdp_pool.compiling import Compiled
 from afxdp_pool.filters import Rule
+from afxdp_pool.netdev import Netdev, flag_names
 from afxdp_pool.port import Port, PortInfo
+from afxdp_pool.umem import DmaDevice
 
 if TYPE_CHECKING:
     from afxdp_pool.forwarder import Forwarder
@@ -34,6 +37,8 @@ class MemoryInfo:
         pages: what it is made of.
         registrations: sockets it is registered with, each for itself.
         locked_bytes: what these pin; it counts against the locked-memory limit of a process without CAP_IPC_LOCK.
+        numa_nodes: the nodes the frames lie on, the one with most first; empty when the kernel does not tell.
+        devices: who reads and writes the frames by DMA; none in copy mode.
     """
 
     frames: int
@@ -43,6 +48,32 @@ class MemoryInfo:
     pages: str
     registrations: int
     locked_bytes: int
+    numa_nodes: tuple[int, ...] = ()
+    devices: tuple[DmaDevice, ...] = ()
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """A network device that ports are on, as it was when the first of them was opened.
+
+    Attributes:
+        netdev, netns, driver, bus, numa_node, rx_queues, tx_queues: see `Netdev`.
+        xdp, rx_metadata, xsk: what its driver offers, by the names of `XdpFeature`, `RxMetadata` and `XskFeature`, in
+            lower case; bits without a name as one hexadecimal number. None when the kernel cannot tell.
+        zc_max_segments: frames a packet may have in zero-copy; 0: not offered, or not told.
+    """
+
+    netdev: str
+    netns: str | None
+    driver: str
+    bus: str
+    numa_node: int | None
+    rx_queues: int
+    tx_queues: int
+    xdp: tuple[str, ...] | None
+    rx_metadata: tuple[str, ...] | None
+    xsk: tuple[str, ...] | None
+    zc_max_segments: int
 
 
 @dataclass(frozen=True)
@@ -78,6 +109,7 @@ class LoopInfo:
         cpu: where its thread runs; None: anywhere.
         batch, spin: see `Forwarder`.
         handler: ``"built in"``, ``"compiled"``, or a Python handler's name.
+        numa_node: the node of the CPUs its thread may run on; None: of several, or not known.
     """
 
     ports: tuple[str, ...]
@@ -85,6 +117,7 @@ class LoopInfo:
     batch: int
     spin: int
     handler: str
+    numa_node: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +140,7 @@ class Info:
     memory: MemoryInfo
     loops: tuple[LoopInfo, ...]
     versions: Versions
+    devices: tuple[DeviceInfo, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as nested dicts and lists of plain values."""
@@ -117,6 +151,10 @@ def make_info(umem: Umem, ports: Sequence[Port], forwarders: Sequence[Forwarder]
     """What these were granted; closed ports are left out. Concurrency: any thread."""
     there = [port for port in ports if port._port is not None]
     programs = dict.fromkeys(port.program for port in there if port.program is not None)
+    places: dict[tuple[str | None, str], Netdev] = {}
+    for place in (port.place for port in there):
+        if place is not None:
+            places.setdefault((place.netns, place.name), place)
     size, registrations = umem.frames * umem.frame_size, sum(port.fileno() >= 0 for port in umem._ports)
     return Info(
         tuple(port.info for port in there),
@@ -129,9 +167,18 @@ def make_info(umem: Umem, ports: Sequence[Port], forwarders: Sequence[Forwarder]
             umem.pages,
             registrations,
             registrations * size,
+            umem.numa_nodes,
+            umem.devices,
         ),
         tuple(
-            LoopInfo(tuple(port.name for port in one.ports), one.cpu, one.batch, one.spin, handler_name(one.handler))
+            LoopInfo(
+                tuple(port.name for port in one.ports),
+                one.cpu,
+                one.batch,
+                one.spin,
+                handler_name(one.handler),
+                numa.node_of_cpus(os.sched_getaffinity(0) if one.cpu is None else [one.cpu]),
+            )
             for one in forwarders
         ),
         Versions(
@@ -141,6 +188,7 @@ def make_info(umem: Umem, ports: Sequence[Port], forwarders: Sequence[Forwarder]
             library_version("libxdp"),
             library_version("libbpf"),
         ),
+        tuple(_device_info(place) for place in places.values()),
     )
 
 
@@ -163,6 +211,23 @@ def _xdp_info(program: XdpProgram) -> XdpInfo:
         program.attach_kind,
         program.fallback_reason,
         program.rules,
+    )
+
+
+def _device_info(place: Netdev) -> DeviceInfo:
+    told = place.features
+    return DeviceInfo(
+        place.name,
+        place.netns,
+        place.driver,
+        place.bus,
+        place.numa_node,
+        place.rx_queues,
+        place.tx_queues,
+        flag_names(told.flags) if told else None,
+        flag_names(told.rx_metadata) if told else None,
+        flag_names(told.xsk) if told else None,
+        told.zc_max_segments if told else 0,
     )
 
 

@@ -14,13 +14,13 @@ import functools
 import os
 import socket
 import struct
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any
 
+from afxdp_pool import netlink, numa
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.errors import AfXdpError, NoSuchInterfaceError, NoSuchNamespaceError, PrivilegeError
 
@@ -30,10 +30,61 @@ _OWN_NETNS = "/proc/thread-self/ns/net"
 
 _IFF_UP, _IFF_PROMISC, _IFF_LOWER_UP = 1, 1 << 8, 1 << 16
 _NETDEV_CMD_DEV_GET, _NETDEV_CMD_QUEUE_GET = 1, 10
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _SIOCETHTOOL, _ETHTOOL_GDRVINFO, _ETHTOOL_GCHANNELS = 0x8946, 0x3, 0x3C
 _NAME_MAX = 15
 _MOST_NAMESPACES = 100
+
+
+class XdpFeature(IntFlag):
+    """What a driver says it can do (`enum netdev_xdp_act`, include/uapi/linux/netdev.h). Keeps bits not known here."""
+
+    BASIC = 1
+    REDIRECT = 2
+    NDO_XMIT = 4
+    XSK_ZEROCOPY = 8
+    HW_OFFLOAD = 16
+    RX_SG = 32
+    NDO_XMIT_SG = 64
+
+
+class RxMetadata(IntFlag):
+    """What a driver tells an XDP program of a packet (`enum netdev_xdp_rx_metadata`). Keeps bits not known here."""
+
+    TIMESTAMP = 1
+    HASH = 2
+    VLAN_TAG = 4
+
+
+class XskFeature(IntFlag):
+    """What a driver does for packets that a socket sends (`enum netdev_xsk_flags`). Keeps bits not known here."""
+
+    TX_TIMESTAMP = 1
+    TX_CHECKSUM = 2
+    TX_LAUNCH_TIME_FIFO = 4
+
+
+def flag_names(flags: IntFlag) -> tuple[str, ...]:
+    """The flags by name, in lower case; bits without a name as one number, such as ``"0x180"``."""
+    known = sum(type(flags))
+    names = [flag.name.lower() for flag in type(flags) if flag in flags and flag.name]
+    return (*names, hex(flags & ~known)) if flags & ~known else tuple(names)
+
+
+@dataclass(frozen=True)
+class XdpFeatures:
+    """What a driver offers to XDP and AF_XDP.
+
+    Attributes:
+        flags: XDP itself.
+        zc_max_segments: frames a packet may have in zero-copy; 0 when zero-copy is not offered, or it is not told.
+        rx_metadata: what XDP programs can ask of a received packet (Linux 6.8; none told before).
+        xsk: what it does for packets sent by a socket in zero-copy (Linux 6.8).
+    """
+
+    flags: XdpFeature
+    zc_max_segments: int
+    rx_metadata: RxMetadata
+    xsk: XskFeature
 
 
 @dataclass(frozen=True)
@@ -48,6 +99,9 @@ class Netdev:
         netns: the name it was looked up with, None for the thread's own namespace.
         carrier: whether its other end is there; without, nothing arrives and what is sent is dropped.
         promisc: whether it also takes what is for other MAC addresses.
+        bus: the address of the hardware, such as ``"0000:01:00.0"``; empty for a device of software.
+        numa_node: the NUMA node of the hardware; None: it has none, or it is not known.
+        features: what its driver offers; None when the kernel cannot tell (before Linux 6.3).
     """
 
     name: str
@@ -61,26 +115,9 @@ class Netdev:
     netns: str | None = None
     carrier: bool = True
     promisc: bool = False
-
-
-class XdpFeature(IntFlag):
-    """What a driver says it can do (`enum netdev_xdp_act`, include/uapi/linux/netdev.h)."""
-
-    BASIC = 1
-    REDIRECT = 2
-    NDO_XMIT = 4
-    XSK_ZEROCOPY = 8
-    HW_OFFLOAD = 16
-    RX_SG = 32
-    NDO_XMIT_SG = 64
-
-
-@dataclass(frozen=True)
-class XdpFeatures:
-    """The driver's XDP features; `zc_max_segments` is 0 when zero-copy is not offered or not told."""
-
-    flags: XdpFeature
-    zc_max_segments: int
+    bus: str = ""
+    numa_node: int | None = None
+    features: XdpFeatures | None = None
 
 
 def find(name: str, netns: str | None = None) -> Netdev:
@@ -101,7 +138,7 @@ def find(name: str, netns: str | None = None) -> Netdev:
                 f"an interface name has 1 to {_NAME_MAX} characters", subject=repr(name), hint=_names_hint()
             )
         try:
-            link = _ask(socket.NETLINK_ROUTE, RTM_GETLINK, _link_message(), IFNAME=name)
+            link = netlink.ask(socket.NETLINK_ROUTE, RTM_GETLINK, _link_message(), IFNAME=name)
         except OSError as error:
             if error.errno not in (errno.ENODEV, errno.EINVAL):
                 raise AfXdpError(subject=where, doing="asking about the interface", errno=error.errno or 0) from error
@@ -112,18 +149,22 @@ def find(name: str, netns: str | None = None) -> Netdev:
                 hint=_names_hint() + ("" if netns else _elsewhere(name)),
             ) from None
         rx, tx = channels(name)
+        driver, bus = _driver(name)
         return Netdev(
             name=name,
             index=link["index"],
             mac=link.get_attr("ADDRESS", b""),
             mtu=link.get_attr("MTU", 0),
             up=bool(link["flags"] & _IFF_UP),
-            driver=_driver(name),
+            driver=driver,
             rx_queues=rx or link.get_attr("NUM_RX_QUEUES", 0),
             tx_queues=tx or link.get_attr("NUM_TX_QUEUES", 0),
             netns=netns,
             carrier=bool(link["flags"] & _IFF_LOWER_UP),
             promisc=bool(link["flags"] & _IFF_PROMISC),
+            bus=bus,
+            numa_node=numa.node_of_device(bus),
+            features=_features(link["index"]),
         )
 
 
@@ -135,21 +176,25 @@ def xdp_features(name: str, netns: str | None = None) -> XdpFeatures | None:
 
     Concurrency: any thread.
     """
-    from pyroute2.netlink import NETLINK_GENERIC, genlmsg
+    return find(name, netns).features
 
-    class Device(genlmsg):  # type: ignore[misc]  # include/uapi/linux/netdev.h
-        nla_map = ((1, "IFINDEX", "uint32"), (3, "XDP_FEATURES", "uint64"), (4, "ZC_MAX_SEGS", "uint32"))
 
-    index = find(name, netns).index
-    with in_netns(netns):
-        try:
-            device = _ask(NETLINK_GENERIC, _netdev_family(), Device, _NETDEV_CMD_DEV_GET, IFINDEX=index)
-        except OSError:
-            return None
+def _features(index: int) -> XdpFeatures | None:
+    try:
+        device = netlink.ask(
+            netlink.GENERIC, netlink.family("netdev"), _device_message(), _NETDEV_CMD_DEV_GET, IFINDEX=index
+        )
+    except OSError:
+        return None
     flags = device.get_attr("XDP_FEATURES")
     if flags is None:
         return None
-    return XdpFeatures(XdpFeature(flags & 0x7F), device.get_attr("ZC_MAX_SEGS", 0))
+    return XdpFeatures(
+        XdpFeature(flags),
+        device.get_attr("ZC_MAX_SEGS", 0),
+        RxMetadata(device.get_attr("RX_METADATA", 0)),
+        XskFeature(device.get_attr("XSK_FEATURES", 0)),
+    )
 
 
 def xsk_queues() -> list[tuple[int, int]] | None:
@@ -157,13 +202,13 @@ def xsk_queues() -> list[tuple[int, int]] | None:
 
     None when the kernel cannot tell (before Linux 6.14). Concurrency: any thread.
     """
-    from pyroute2.netlink import NETLINK_GENERIC, genlmsg
+    from pyroute2.netlink import genlmsg
 
     class Queue(genlmsg):  # type: ignore[misc]  # include/uapi/linux/netdev.h
         nla_map = ((1, "ID", "uint32"), (2, "IFINDEX", "uint32"), (3, "TYPE", "uint32"), (7, "XSK", "hex"))
 
     try:
-        queues = _ask_all(NETLINK_GENERIC, _netdev_family(), Queue, _NETDEV_CMD_QUEUE_GET)
+        queues = netlink.ask_all(netlink.GENERIC, netlink.family("netdev"), Queue, _NETDEV_CMD_QUEUE_GET)
     except OSError:
         return None
     bound = [queue for queue in queues if queue.get_attr("TYPE") == 0 and queue.get_attr("XSK") is not None]
@@ -296,12 +341,14 @@ def ethtool(name: str, request: bytes) -> bytes:
     return buffer.tobytes()
 
 
-def _driver(name: str) -> str:
+def _driver(name: str) -> tuple[str, str]:
+    """The driver's name and the address of what it drives."""
     try:
         reply = ethtool(name, struct.pack("=I192x", _ETHTOOL_GDRVINFO))
     except OSError:
-        return ""
-    return reply[4:36].split(b"\0")[0].decode(errors="replace")
+        return "", ""
+    driver, bus = (part.split(b"\0")[0].decode(errors="replace") for part in (reply[4:36], reply[100:132]))
+    return driver, "" if bus in ("N/A", "tun", "tap") else bus
 
 
 def channels(name: str) -> tuple[int, int]:
@@ -326,68 +373,12 @@ def _link_message() -> Any:
     return Link
 
 
-def _netdev_family() -> int:
-    """The number of the netdev family of generic netlink. Raises OSError when the kernel has none."""
-    from pyroute2.netlink import CTRL_CMD_GETFAMILY, GENL_ID_CTRL, NETLINK_GENERIC, ctrlmsg
+@functools.cache
+def _device_message() -> Any:
+    from pyroute2.netlink import genlmsg
 
-    family = _ask(NETLINK_GENERIC, GENL_ID_CTRL, ctrlmsg, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME="netdev")
-    return int(family.get_attr("CTRL_ATTR_FAMILY_ID"))
+    class Device(genlmsg):  # type: ignore[misc]  # include/uapi/linux/netdev.h
+        nla_map = ((1, "IFINDEX", "uint32"), (3, "XDP_FEATURES", "uint64"), (4, "ZC_MAX_SEGS", "uint32"),
+                   (5, "RX_METADATA", "uint64"), (6, "XSK_FEATURES", "uint64"))  # fmt: skip
 
-
-def _ask_all(protocol: int, kind: int, message_class: Any, cmd: int) -> list[Any]:
-    """One netlink request for everything: all answers. Raises OSError as the kernel says."""
-    from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST
-
-    request = message_class()
-    request.update(header={"type": kind, "flags": NLM_F_REQUEST | NLM_F_DUMP}, cmd=cmd, attrs=[])
-    request.encode()
-    return [_decoded(message_class, reply) for reply in netlink_dump(protocol, request.data)]
-
-
-def netlink_dump(protocol: int, request: bytes) -> Iterator[bytes]:
-    """Send a request for a dump; each message of the answer, with its head.
-
-    Raises:
-        OSError: as the kernel says.
-    """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as link:
-        link.settimeout(5)
-        link.send(request)
-        while True:
-            data, at = link.recv(1 << 18), 0
-            while at + 16 <= len(data):
-                length, kind = struct.unpack_from("=IH", data, at)
-                if not 16 <= length <= len(data) - at:
-                    raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
-                if kind in (_NLMSG_ERROR, _NLMSG_DONE):
-                    code = struct.unpack_from("=i", data, at + 16)[0] if length >= 20 else 0
-                    if code < 0:
-                        raise OSError(-code, os.strerror(-code))
-                    return
-                yield data[at : at + length]
-                at += (length + 3) & ~3
-
-
-def _decoded(message_class: Any, reply: bytes) -> Any:
-    answer = message_class(reply)
-    answer.decode()
-    return answer
-
-
-def _ask(protocol: int, kind: int, message_class: Any, cmd: int = 0, **attributes: object) -> Any:
-    """One netlink request with one answer, a message of the same class. Raises OSError as the kernel says."""
-    from pyroute2.netlink import NLM_F_REQUEST, NLMSG_ERROR, nlmsgerr
-
-    request = message_class()
-    request.update(header={"type": kind, "flags": NLM_F_REQUEST}, cmd=cmd, attrs=list(attributes.items()))
-    request.encode()
-    # A socket of pyroute2's (from 0.9) brings an asyncio loop, and fails in a thread that already runs one.
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as link:
-        link.settimeout(5)
-        link.send(request.data)
-        reply = link.recv(65536)
-    failed = int.from_bytes(reply[4:6], sys.byteorder) == NLMSG_ERROR
-    answer = _decoded(nlmsgerr if failed else message_class, reply)
-    if failed:
-        raise OSError(-answer["error"], os.strerror(-answer["error"]))
-    return answer
+    return Device

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -63,6 +63,8 @@ class PortInfo:
         fill_level: frames kept in FILL.
         busy_poll_us: how long a call of the socket polls the driver; 0: not at all.
         program_id: the XDP program it receives through, None without one.
+        bus: the address of the hardware behind it; empty without, or when it is a broker's to know.
+        numa_node: the NUMA node of the hardware; None: it has none, or it is not known.
     """
 
     netdev: str
@@ -81,6 +83,8 @@ class PortInfo:
     fill_level: int = 0
     busy_poll_us: int = 0
     program_id: int | None = None
+    bus: str = ""
+    numa_node: int | None = None
 
 
 class Port(Waiting):
@@ -281,16 +285,41 @@ class Port(Waiting):
         return self._program
 
     @property
+    def mode(self) -> Literal["zero-copy", "copy"]:
+        """Whether the NIC itself reads and writes the frames, as the kernel tells it of the socket.
+
+        Raises:
+            PoolClosedError: the port is closed.
+
+        Concurrency: any thread.
+        """
+        return "zero-copy" if lib.afp_port_zero_copy(self.native) == 1 else "copy"
+
+    @property
+    def xdp_mode(self) -> str | None:
+        """``"native"`` or ``"generic"``; None without an XDP program. Concurrency: any thread."""
+        if self._program is not None:
+            return self._program.mode
+        return self._lease.xdp_mode if self._lease is not None and self._inlet is not None else None
+
+    @property
+    def place(self) -> Netdev | None:
+        """The network device as it was when the port was opened, with what its driver offers.
+
+        None in memory, and where a broker made the socket. Concurrency: any thread.
+        """
+        return self._where
+
+    @property
     def info(self) -> PortInfo:
         """What was granted, as opposed to what was asked for."""
-        zero_copy = lib.afp_port_zero_copy(self.native) == 1
         c = self.config
         return PortInfo(
             self.netdev,
             self.queue,
             self._driver,
-            "zero-copy" if zero_copy else "copy",
-            self._program.mode if self._program else self._lease.xdp_mode if self._lease and self._inlet else None,
+            self.mode,
+            self.xdp_mode,
             self.pool.umem.pages,
             ("live" if self._live else "socket") if c.transmit else "none",
             self._no_live,
@@ -302,6 +331,8 @@ class Port(Waiting):
             c.fill_level,
             c.busy_poll_us,
             self._program.id if self._program else None,
+            self._where.bus if self._where else "",
+            self._where.numa_node if self._where else None,
         )
 
     def resume(self) -> None:

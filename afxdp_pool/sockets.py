@@ -15,7 +15,7 @@ import struct
 from dataclasses import dataclass, replace
 
 from afxdp_pool._native import ffi, lib
-from afxdp_pool.netdev import netlink_dump
+from afxdp_pool.netlink import dump as netlink_dump
 from afxdp_pool.stats import KernelStats
 
 AF_XDP, SOL_XDP = 44, 283

@@ -13,11 +13,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from afxdp_pool import numa
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.audit import STATES, Audit, audit_table
 from afxdp_pool.batch import Batch
@@ -51,6 +53,26 @@ def _in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_child)
+
+
+@dataclass(frozen=True)
+class DmaDevice:
+    """A device that reads and writes a Umem's frames by itself: it is mapped for it as long as a port is zero-copy.
+
+    Attributes:
+        netdev, netns: the network device; None: the caller's namespace.
+        driver: its driver's name.
+        bus: the address of the hardware; empty where it is a broker's to know.
+        numa_node: the node of the hardware; None: it has none, or it is not known.
+        queues: those with a port of this Umem.
+    """
+
+    netdev: str
+    netns: str | None
+    driver: str
+    bus: str
+    numa_node: int | None
+    queues: tuple[int, ...]
 
 
 class Umem:
@@ -167,6 +189,33 @@ class Umem:
     def foreign_puts(self) -> int:
         """Addresses refused so far because they lie in no frame."""
         return int(self.table.foreign_puts)
+
+    @property
+    def devices(self) -> tuple[DmaDevice, ...]:
+        """The devices that the memory is mapped for: those with a zero-copy port. In copy mode the kernel copies.
+
+        Concurrency: any thread.
+        """
+        found: dict[tuple[str, str | None], list[Port]] = {}
+        for port in list(self._ports):
+            with contextlib.suppress(PoolClosedError):  # just now
+                if port.mode == "zero-copy":
+                    found.setdefault((port.netdev, port._netns), []).append(port)
+        made = []
+        for (netdev, netns), ports in sorted(found.items(), key=str):
+            where = ports[0].place
+            bus, node = (where.bus, where.numa_node) if where else ("", None)
+            made.append(DmaDevice(netdev, netns, ports[0]._driver, bus, node, tuple(sorted(p.queue for p in ports))))
+        return tuple(made)
+
+    @property
+    def numa_nodes(self) -> tuple[int, ...]:
+        """The NUMA nodes its frames lie on, the one with most of them first; a sample of them is asked for.
+
+        Empty where the kernel does not tell. Frames that nothing has touched yet are on none; opening a port touches
+        all. Concurrency: any thread.
+        """
+        return numa.nodes_of_memory(self._data.ctypes.data, self._data.nbytes) if self._open else ()
 
     def audit(self) -> Audit:
         """Prove the conservation law, or name every frame that breaks it.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import array
 import fcntl
+import os
 import socket
 import struct
 
-from afxdp_pool import UmemConfig, hook
+from afxdp_pool import UmemConfig, hook, numa
 from afxdp_pool import netdev as netdevs
 from afxdp_pool.cli.finding import Finding
 from afxdp_pool.errors import AfXdpError, NoSuchInterfaceError
-from afxdp_pool.netdev import Netdev, XdpFeature
+from afxdp_pool.netdev import Netdev, XdpFeature, flag_names
+from afxdp_pool.numa import ranges
 from afxdp_pool.tuning import tuned, untune
 
 _HEADERS = 14 + 4  # Ethernet and one VLAN tag
@@ -30,7 +32,7 @@ def examine(name: str, netns: str | None) -> list[Finding]:
     except NoSuchInterfaceError as error:
         return [Finding("interface", "missing", "there is none of that name", error.hint)]
     prefix = f"ip netns exec {netns} " if netns and not netns.startswith("/") else ""
-    found = [_up(place, prefix), _driver(place, prefix), _mtu(place, prefix), *_features(place)]
+    found = [_up(place, prefix), _driver(place, prefix), _mtu(place, prefix), *_features(place), _numa(place)]
     with netdevs.in_netns(netns):
         found += [_hook(place), _offloads(place, prefix)]
     found += _napi(place)
@@ -70,17 +72,36 @@ def _mtu(place: Netdev, prefix: str) -> Finding:
 
 
 def _features(place: Netdev) -> list[Finding]:
-    features = netdevs.xdp_features(place.name, place.netns)
+    features = place.features
     if features is None:
         return [Finding("XDP", "warn", "the kernel does not tell (before Linux 6.3); it is tried when a port opens")]
     flags = features.flags
     if not flags & XdpFeature.BASIC or not flags & XdpFeature.REDIRECT:
         found = [Finding("XDP", "warn", "not in this driver: generic mode only, which is slower")]
     else:
-        found = [Finding("XDP", "ok", "native: " + ", ".join(flag.name or "" for flag in flags).lower())]
+        found = [Finding("XDP", "ok", "native: " + ", ".join(flag_names(flags)))]
     if flags & XdpFeature.XSK_ZEROCOPY:
-        return [*found, Finding("zero-copy", "ok", f"yes, {features.zc_max_segments or 1} segments")]
-    return [*found, Finding("zero-copy", "warn", "not in this driver: copy mode")]
+        found.append(Finding("zero-copy", "ok", f"yes, {features.zc_max_segments or 1} segments"))
+    else:
+        found.append(Finding("zero-copy", "warn", "not in this driver: copy mode"))
+    told = ", ".join(flag_names(features.rx_metadata)) or "none that XDP programs could ask for"
+    done = ", ".join(flag_names(features.xsk)) or "none for packets of AF_XDP sockets"
+    return [*found, Finding("RX metadata", "ok", told), Finding("TX offloads", "ok", done)]
+
+
+def _numa(place: Netdev) -> Finding:
+    nodes = numa.nodes()
+    if len(nodes) < 2:
+        return Finding("NUMA", "ok", "this machine has one node")
+    if place.numa_node is None:
+        return Finding("NUMA", "ok", f"{len(nodes)} nodes; the device is of none")
+    cpus = numa.cpus_of(place.numa_node)
+    mine = os.sched_getaffinity(0) & set(cpus)
+    text = f"on node {place.numa_node}, of which this process may use {len(mine)} of {len(cpus)} CPUs"
+    if mine:
+        fix = f"numactl --cpunodebind={place.numa_node} --membind={place.numa_node} afxdp-pool ..."
+        return Finding("NUMA", "ok", text, fix)
+    return Finding("NUMA", "warn", text, f"let it run there: taskset --cpu-list {ranges(cpus)} ...")
 
 
 def _hook(place: Netdev) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import threading
 import time
@@ -50,7 +51,13 @@ def test_auto_takes_zero_copy(driver: str) -> None:
         with ap.FramePool(umem) as pool:
             ip(ENGINE, "link", "set", near, "up")
             with ap.Port(pool, near, netns=ENGINE, config=config("auto", transmit="auto")) as port:
-                assert port.info.mode == ZERO_COPY
+                assert port.info.mode == port.mode == ZERO_COPY
+                (device,) = umem.devices
+                assert (device.netdev, device.driver, device.queues) == (near, driver, (0,))
+                assert re.fullmatch(r"[0-9a-f]{4}:[0-9a-f]{2}:.*", device.bus)
+                assert port.place is not None
+                assert port.place.features is not None
+                assert ap.XdpFeature.XSK_ZEROCOPY in port.place.features.flags
                 assert (port.info.transmit, port.info.transmit_reason) == ("socket", "the socket's zero-copy is better")
         umem.audit().check(idle=True)
 

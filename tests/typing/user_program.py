@@ -98,6 +98,13 @@ def granted(runner: ap.Runner) -> ap.Info:
     versions: ap.Versions = info.versions
     print(memory.locked_bytes, loops[0].batch, programs[0].tag, versions.libxdp)
     print(memory.frames.sum())  # mistake: a number of frames
+    devices: tuple[ap.DeviceInfo, ...] = info.devices
+    mapped: tuple[ap.DmaDevice, ...] = runner.umem.devices
+    place: ap.Netdev | None = runner.ports[0].place
+    features: ap.XdpFeatures | None = place.features if place else None
+    if features is not None:
+        told: list[bool] = [ap.XdpFeature.RX_SG in features.flags, ap.RxMetadata.HASH in features.rx_metadata]
+        print(told, features.xsk & ap.XskFeature.TX_CHECKSUM, devices[0].numa_node, mapped[0].queues)
     with ap.Watch(runner.ports) as watch:
         watch.check()
     return info

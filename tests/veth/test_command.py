@@ -508,6 +508,7 @@ def test_the_doctor_on_a_good_link(pair: VethPair) -> None:
     assert about["XDP hook"]["text"] == "free"
     assert about["offloads"]["level"] == "ok"
     assert about["zero-copy"]["level"] == "warn"
+    assert {"RX metadata", "TX offloads", "NUMA"} <= set(about)
     assert on_hook(pair.near) is None
 
 

@@ -8,6 +8,7 @@ import pytest
 from live_lab import audited, options, perfect, wait_for
 
 import afxdp_pool as ap
+from afxdp_pool import numa
 from afxdp_pool.testing.lab import Lab
 from afxdp_pool.testing.traffic import Sink, Source
 
@@ -44,3 +45,25 @@ def test_options_for_a_device_that_is_not_used_are_refused(lab: Lab) -> None:
         ap.drop(pair.near.name, options=replace(options(lab), ports={"eth77": SMALL}))
     copying = replace(options(lab), ports={pair.near.name: SMALL}).with_mode("copy")
     assert (copying.port.mode, copying.port_of(pair.near.name).mode) == ("copy", "copy")
+
+
+def test_a_port_knows_its_mode_and_its_device(lab: Lab) -> None:
+    pair = lab.veth("a", queues=2)
+    with ap.drop(pair.near.name, options=replace(options(lab), xdp_mode="native")) as runner:
+        (port,) = runner.ports
+        assert (port.mode, port.xdp_mode) == ("copy", "native")
+        assert port.place is not None
+        assert (port.place.driver, port.place.rx_queues, port.place.numa_node) == ("veth", 2, None)
+        offers = port.place.features
+        if offers is not None:  # Linux 6.3
+            assert ap.XdpFeature.BASIC | ap.XdpFeature.REDIRECT in offers.flags
+            assert ap.XdpFeature.XSK_ZEROCOPY not in offers.flags
+        assert runner.umem.devices == (), "nobody does DMA"
+        assert set(runner.umem.numa_nodes) <= set(numa.nodes())
+        (device,) = runner.info().devices
+        assert (device.netdev, device.netns, device.driver) == (pair.near.name, lab.engine_netns, "veth")
+        assert device.xdp is None or "redirect" in device.xdp
+    with pytest.raises(ap.PoolClosedError):
+        port.mode  # noqa: B018
+    with ap.drop(pair.near.name, options=replace(options(lab), xdp_mode="generic")) as runner:
+        assert runner.ports[0].xdp_mode == "generic"
