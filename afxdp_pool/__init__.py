@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from afxdp_pool.access import RSS_KEY, RSS_KEY_SYMMETRIC
 from afxdp_pool.audit import STATES, Audit
 from afxdp_pool.batch import DESC, Batch
+from afxdp_pool.cleaning import clean
 from afxdp_pool.columns import FiveTuple
 from afxdp_pool.config import PortConfig, UmemConfig
 from afxdp_pool.errors import (
@@ -57,7 +58,7 @@ from afxdp_pool.memory import BpfMemory, SharedMemory
 from afxdp_pool.netdev import Netdev, RxMetadata, XdpFeature, XdpFeatures, XskFeature
 from afxdp_pool.pool import FramePool
 from afxdp_pool.port import Port, PortInfo
-from afxdp_pool.program import XdpProgram, clean
+from afxdp_pool.program import XdpProgram
 from afxdp_pool.routes import Rewrite, Route, Template
 from afxdp_pool.stats import EngineStats, KernelStats, LiveStats, PoolStats, PortStats
 from afxdp_pool.tuning import Napi

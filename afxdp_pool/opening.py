@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from afxdp_pool import knobs, wire
 from afxdp_pool import netdev as netdevs
-from afxdp_pool import wire
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.binding import borrow_program, check_place, native_config, open_error
 from afxdp_pool.config import PortConfig
@@ -43,6 +43,7 @@ _RETRY_STEP = 0.01
 
 def open_here(port: Port, where: netdevs.Netdev, program: XdpProgram | None) -> None:
     """Make and bind the socket; receive through `program`, or the one this process's ports share."""
+    knobs.restore(port.netdev, port._netns)
     bind(port, port.config)
     if port.config.transmit in ("auto", "live"):
         set_live(port, where)

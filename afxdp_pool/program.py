@@ -15,11 +15,9 @@ import contextlib
 import errno
 import logging
 import os
-import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
@@ -39,7 +37,7 @@ from afxdp_pool.errors import (
 )
 from afxdp_pool.filters import MAX_RULES, RULES_SIZE, Rule, pack_rules
 
-__all__ = ["MAX_RULES", "ProgramCounters", "Rule", "XdpProgram", "clean"]
+__all__ = ["MAX_RULES", "ProgramCounters", "Rule", "XdpProgram"]
 
 _log = logging.getLogger(__name__)
 _PROGRAM = "afxdp_redirect"
@@ -350,56 +348,6 @@ def write_rules(program: BpfObject, rules: Sequence[Rule]) -> None:
         program.map("active_rules").update(0, fresh.fd)  # waits until no packet is under the old ones
     if not rules:
         filtering.update(0, 0)
-
-
-def clean(netdev_name: str, netns: str | None = None, force: bool = False) -> list[str]:
-    """Remove what a killed process of ours left on a device; with `force` whatever XDP program is there.
-
-    Returns:
-        One sentence for each thing removed; empty when there was nothing to do. What was left alone because
-        it is in use or not ours is logged.
-
-    Raises:
-        NoSuchInterfaceError, NoSuchNamespaceError: there is no such device.
-        PrivilegeError: needs CAP_NET_ADMIN and CAP_SYS_ADMIN.
-    """
-    device = netdev.find(netdev_name, netns)
-    done: list[str] = []
-    with netdev.in_netns(netns):
-        hook = xdp.look(device.index)
-        if hook.parts and not force:
-            for part in hook.parts:
-                if part.owner and not part.owner.alive:
-                    xdp.remove_part(hook, part)
-                    done.append(f"{device.name}: removed {part}, left behind by process {part.owner.pid}")
-                else:
-                    _log.info("%s: left alone %s", device.name, part)
-        elif hook.program:
-            owner = hook.program.owner
-            if force or (owner and not owner.alive):
-                whose = f", left behind by process {owner.pid}" if owner and not owner.alive else ""
-                xdp.remove(hook)
-                done.append(f"{device.name}: removed {hook.program}{whose}")
-            else:
-                user = f", process {owner.pid} uses it" if owner else ", not ours"
-                _log.info("%s: left alone %s%s", device.name, hook.program, user)
-        for directory, inside in xdp.stale_pins(xdp.look(device.index)):
-            if inside and all(part.owner and not part.owner.alive for part in inside):
-                if not _only_ours(directory):
-                    _log.warning("%s: left alone the pins in %s: others may write there", device.name, directory)
-                    continue
-                for pin in directory.iterdir():
-                    pin.unlink()
-                directory.rmdir()
-                done.append(f"{device.name}: removed the pins in {directory}")
-    return done
-
-
-def _only_ours(directory: Path) -> bool:
-    """Whether it is a directory, no link to one, that only root or this user may write to."""
-    found = directory.lstat()
-    mine = found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return stat.S_ISDIR(found.st_mode) and mine
 
 
 def _remove(hook: xdp.Hook, why: str) -> None:

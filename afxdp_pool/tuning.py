@@ -1,7 +1,7 @@
 """What is set outside the sockets: a network device's NAPI, and the CPU a thread runs on. Each is put back at the end.
 
-A `Napi` owns the values it changed. They are the device's, in sysfs, so they outlive a process that is killed: `tuned`
-tells what is not as a driver leaves it, and `afxdp-pool doctor` and `clean` say how to put it back.
+A `Napi` owns the values it changed. They are the device's, in sysfs, so they outlive a process that is killed, and are
+written down (`afxdp_pool.knobs`). `tuned` tells what is not as a driver leaves it, whoever set it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Self
 
 from afxdp_pool.errors import AfXdpError, ConfigError, ModeUnsupportedError, PrivilegeError
+from afxdp_pool.knobs import Kind, Knobs
 from afxdp_pool.netdev import in_netns
 
 log = logging.getLogger("afxdp_pool")
@@ -38,13 +39,15 @@ class Napi:
         gro_flush_timeout: ns after which the kernel polls by itself while the interrupt is off.
 
     None leaves a value alone. `threaded` can be set only while the device has NAPI instances: veth has them while an
-    XDP program is attached, or GRO is on. A value that somebody changed meanwhile is left so, and said in the log.
+    XDP program is attached, or GRO is on. A value that somebody changed meanwhile is left so, and said in the log; of
+    several `Napi` on one device, also in several processes, the last one's values hold while it is open. What a killed
+    process leaves is put back by the next port, or `Napi`, on the device, or `clean`.
 
     Raises:
         PrivilegeError: it needs CAP_SYS_ADMIN and CAP_NET_ADMIN. ModeUnsupportedError: this kernel has no such value.
-        NoSuchNamespaceError: there is no such namespace. AfXdpError: the kernel refused.
+        NoSuchInterfaceError, NoSuchNamespaceError: there is no such device. AfXdpError: the kernel refused.
 
-    Concurrency: any one thread at a time.
+    Concurrency: any one thread at a time. A forked child has none of it: closing there puts nothing back.
     Source of the rules: Documentation/networking/napi.rst, net/core/net-sysfs.c.
     """
 
@@ -65,6 +68,7 @@ class Napi:
         }
         #: What was there before, and what was set instead, by name.
         self.changed: dict[str, tuple[int, int]] = {}
+        self._knobs = Knobs(netdev, netns)
         try:
             for name, value in wanted.items():
                 if value is not None:
@@ -76,11 +80,7 @@ class Napi:
     def _set(self, name: str, value: int) -> None:
         subject = f"{self.netdev} in namespace {self.netns}" if self.netns else self.netdev
         try:
-            with _sysfs(self.netdev, self.netns) as there:
-                before = _read(there, name)
-                if before != value:
-                    self.changed[name] = before, value
-                    _write(there, name, value)
+            before = self._knobs.set("napi", name, value)
         except OSError as error:
             kind, hint = AfXdpError, "the device or its driver does not take this value"
             if error.errno in (errno.EPERM, errno.EACCES):
@@ -92,23 +92,14 @@ class Napi:
                 )
             elif error.errno in (errno.ENOENT, errno.ENOSYS):
                 kind, hint = ModeUnsupportedError, f"it needs a device with NAPI and Linux {KNOBS[name]} or newer"
-            self.changed.pop(name, None)
             raise kind(subject=subject, doing=f"setting {name} to {value}", errno=error.errno or 0, hint=hint) from None
+        if before != value:
+            self.changed[name] = before, value
 
     def close(self) -> None:
         """Put back what was there before. Idempotent; a device that has gone needs nothing."""
-        changed, self.changed = self.changed, {}
-        for name, (before, ours) in reversed(changed.items()):
-            try:
-                with _sysfs(self.netdev, self.netns) as there:
-                    now = _read(there, name)
-                    if now == ours:
-                        _write(there, name, before)
-                    elif now != before:
-                        log.warning("%s: %s was set to %d meanwhile, and is left so", self.netdev, name, now)
-            except (OSError, AfXdpError) as error:
-                if getattr(error, "errno", 0) not in (errno.ENOENT, errno.ENODEV):
-                    log.warning("%s: %s could not be put back to %d: %s", self.netdev, name, before, error)
+        self.changed = {}
+        self._knobs.close()
 
     def __enter__(self) -> Self:
         return self
@@ -206,9 +197,19 @@ def _read(there: int, name: str) -> int:
         os.close(fd)
 
 
-def _write(there: int, name: str, value: int) -> None:
-    fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=there)
-    try:
-        os.write(fd, str(value).encode())
-    finally:
-        os.close(fd)
+def _read_knob(netdev: str, name: str) -> int:
+    with _sysfs(netdev, None) as there:
+        return _read(there, name)
+
+
+def _write_knob(netdev: str, name: str, value: int) -> None:
+    with _sysfs(netdev, None) as there:
+        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=there)
+        try:
+            os.write(fd, str(value).encode())
+        finally:
+            os.close(fd)
+
+
+#: The knobs of `KNOBS`, by their names.
+NAPI = Kind(_read_knob, _write_knob)

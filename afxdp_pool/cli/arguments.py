@@ -342,7 +342,7 @@ def parser() -> argparse.ArgumentParser:
 
     add_parser(commands.add_parser("serve", help="make sockets for processes that have no privileges"))
 
-    clean = commands.add_parser("clean", help="remove XDP programs that a killed process left on an interface")
+    clean = commands.add_parser("clean", help="remove, or put back, what a killed process left on an interface")
     _add_place(clean)
     clean.add_argument("--force", action="store_true", help="whatever XDP program is there, in use or not ours")
     clean.add_argument("--json", action="store_true", help="what was removed as one JSON document")

@@ -1,4 +1,4 @@
-"""`afxdp-pool clean`: take off an interface what a killed process left there, and say so."""
+"""`afxdp-pool clean`: take off an interface what a killed process left there, or put it back, and say so."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 
-from afxdp_pool import clean
+from afxdp_pool import clean, knobs
 from afxdp_pool.cli.notices import Notices
 from afxdp_pool.tuning import tuned, untune
 
@@ -29,7 +29,13 @@ def run(args: argparse.Namespace) -> int:
         print(line)
     for line in left:
         print(f"{line} (--force takes it off)")
-    for name, value in napi.items():  # whose it is nobody knows, so it is told and not touched
+    owned = {one.key: one for one in knobs.left(args.interface, args.netns)}
+    for name, value in napi.items():
+        if one := owned.get(name):
+            whose = f"process {one.pid} wants it so" if one.alive else "it goes back when a port is opened there"
+            print(f"{args.interface}: left alone: {name} is {value}: {whose}")
+            continue
+        # Whose it is nobody knows, so it is told and not touched.
         print(f"{args.interface}: {name} is {value}; if nobody wants that")
         print(f"  -> {untune(args.interface, args.netns, name)}")
     return 0

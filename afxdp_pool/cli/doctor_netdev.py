@@ -12,6 +12,7 @@ from afxdp_pool import UmemConfig, hook, numa
 from afxdp_pool import netdev as netdevs
 from afxdp_pool.cli.finding import Finding
 from afxdp_pool.errors import AfXdpError, NoSuchInterfaceError
+from afxdp_pool.knobs import left
 from afxdp_pool.netdev import Netdev, XdpFeature, flag_names
 from afxdp_pool.numa import ranges
 from afxdp_pool.tuning import tuned, untune
@@ -35,7 +36,7 @@ def examine(name: str, netns: str | None) -> list[Finding]:
     found = [_up(place, prefix), _driver(place, prefix), _mtu(place, prefix), *_features(place), _numa(place)]
     with netdevs.in_netns(netns):
         found += [_hook(place), _offloads(place, prefix)]
-    found += _napi(place)
+    found += _changed(place)
     if place.driver == "veth":
         found.append(_veth())
     return found
@@ -114,8 +115,7 @@ def _hook(place: Netdev) -> Finding:
     programs = on.parts or (on.program,)
     text = f"{', '.join(map(str, programs))} in {on.mode} mode"
     left = [part for part in programs if part.owner and not part.owner.alive]
-    where = f" --netns {place.netns}" if place.netns else ""
-    clean = f"afxdp-pool clean -i {place.name}{where}"
+    clean = _clean(place)
     if left:
         return Finding("XDP hook", "warn", f"{text}, left behind by a killed process", clean)
     if any(part.owner for part in programs):
@@ -140,14 +140,31 @@ def _offloads(place: Netdev, prefix: str) -> Finding:
     return Finding("offloads", "ok", "none that hurts")
 
 
-def _napi(place: Netdev) -> list[Finding]:
-    """NAPI values that are not as drivers leave them: wanted by somebody, or left by a killed process."""
+def _clean(place: Netdev) -> str:
+    return f"afxdp-pool clean -i {place.name}" + (f" --netns {place.netns}" if place.netns else "")
+
+
+def _changed(place: Netdev) -> list[Finding]:
+    """What is not as the driver, or its administrator, left it: by a running process, a killed one, or nobody knows."""
+    known = {(one.kind, one.key): one for one in left(place.name, place.netns)}
+    found = []
+    for one in known.values():
+        text = f"{one.key} is {one.value}, and was {one.before}: "
+        what = "NAPI" if one.kind == "napi" else one.kind
+        if one.alive:
+            found.append(Finding(what, "ok", f"{text}process {one.pid} wants it so, and puts it back"))
+        else:
+            where = f" --netns {place.netns}" if place.netns else ""
+            found.append(
+                Finding(what, "warn", f"{text}left by a killed process", f"afxdp-pool clean -i {place.name}{where}")
+            )
     values = tuned(place.name, place.netns)
     if values is None:
-        return [Finding("NAPI", "ok", "only root can read its values (CAP_SYS_ADMIN)")]
-    found = [
-        Finding("NAPI", "warn", f"{name} is {value}, in use or left behind", untune(place.name, place.netns, name))
+        return [*found, Finding("NAPI", "ok", "only root can read its values (CAP_SYS_ADMIN)")]
+    found += [
+        Finding("NAPI", "warn", f"{name} is {value}, by whom is not known", untune(place.name, place.netns, name))
         for name, value in values.items()
+        if ("napi", name) not in known
     ]
     return found or [Finding("NAPI", "ok", "as the driver left it")]
 

@@ -14,8 +14,9 @@ import pytest
 
 from afxdp_pool import hook as xdp
 from afxdp_pool.bpf import BpfObject
+from afxdp_pool.cleaning import clean
 from afxdp_pool.errors import AfXdpError, ProgramBusyError
-from afxdp_pool.program import Rule, XdpProgram, clean
+from afxdp_pool.program import Rule, XdpProgram
 from afxdp_pool.testing import Lab
 from afxdp_pool.testing.lab import VethPair
 

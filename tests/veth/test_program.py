@@ -17,6 +17,7 @@ import pytest
 from afxdp_pool import hook as xdp
 from afxdp_pool._native import lib as native
 from afxdp_pool.bpf import BpfObject, run
+from afxdp_pool.cleaning import clean
 from afxdp_pool.errors import (
     AfXdpError,
     ConfigError,
@@ -26,7 +27,7 @@ from afxdp_pool.errors import (
     QueueRangeError,
 )
 from afxdp_pool.netdev import in_netns
-from afxdp_pool.program import ProgramCounters, Rule, XdpProgram, clean
+from afxdp_pool.program import ProgramCounters, Rule, XdpProgram
 from afxdp_pool.testing import Lab
 from afxdp_pool.testing.lab import LabLink, VethPair
 

@@ -15,9 +15,9 @@ from live_lab import audited, perfect, wait_for
 from test_forwarding import options
 
 import afxdp_pool as ap
-from afxdp_pool.testing.lab import Lab
+from afxdp_pool.testing.lab import Lab, VethPair
 from afxdp_pool.testing.traffic import Sink, Source
-from afxdp_pool.tuning import tuned
+from afxdp_pool.tuning import tuned, untune
 
 DEFER = {"napi_defer_hard_irqs": 2, "gro_flush_timeout": 200_000}
 
@@ -56,15 +56,17 @@ def test_what_fails_half_way_leaves_nothing_set(lab: Lab) -> None:
 
 
 def test_values_that_somebody_changed_meanwhile_are_left_and_said(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
-    pair = lab.veth("a")
-    ours = ap.Napi(pair.near.name, lab.engine_netns, gro_flush_timeout=77)
-    theirs = ap.Napi(pair.near.name, lab.engine_netns, gro_flush_timeout=88)
+    place = lab.veth("a").near.name, lab.engine_netns
+    ours = ap.Napi(*place, gro_flush_timeout=77)
+    theirs = ap.Napi(*place, gro_flush_timeout=88)
+    ours.close()
+    assert tuned(*place) == {"gro_flush_timeout": 88}, "the last one's, as long as it is open"
+    subprocess.run(untune(*place, "gro_flush_timeout").replace("echo 0", "echo 99"), shell=True, check=True)
     with caplog.at_level(logging.WARNING, "afxdp_pool"):
-        ours.close()
-    assert "gro_flush_timeout was set to 88 meanwhile" in caplog.text
-    assert tuned(pair.near.name, lab.engine_netns) == {"gro_flush_timeout": 88}
+        theirs.close()
     theirs.close()
-    theirs.close()
+    assert "gro_flush_timeout was set to 99 meanwhile" in caplog.text
+    assert tuned(*place) == {"gro_flush_timeout": 99}
 
 
 def test_a_device_that_is_not_there_or_goes_away(lab: Lab) -> None:
@@ -72,7 +74,7 @@ def test_a_device_that_is_not_there_or_goes_away(lab: Lab) -> None:
 
     from afxdp_pool.netdev import in_netns
 
-    with pytest.raises(ap.AfXdpError, match=r"nonesuch in namespace .*: setting gro_flush_timeout to 1 failed"):
+    with pytest.raises(ap.NoSuchInterfaceError, match=r"nonesuch in namespace .*: there is no such interface"):
         ap.Napi("nonesuch", lab.engine_netns, gro_flush_timeout=1)
     with pytest.raises(ap.NoSuchNamespaceError):
         ap.Napi("lo", "no-such-namespace", gro_flush_timeout=1)
@@ -82,30 +84,72 @@ def test_a_device_that_is_not_there_or_goes_away(lab: Lab) -> None:
     assert tuned(pair.near.name, lab.engine_netns) == {}
 
 
-def test_what_a_killed_process_leaves_is_told_by_doctor_and_clean(lab: Lab) -> None:
+def ends(lab: Lab, pair: VethPair, end: str, opens: str = "ap.Napi(*place, gro_flush_timeout=4321)") -> None:
+    """A process that changes the device, and ends so."""
+    program = f"import os, sys, afxdp_pool as ap\nplace = sys.argv[1:]\nkept = {opens}\n{end}\n"
+    subprocess.run([sys.executable, "-c", program, pair.near.name, lab.engine_netns], timeout=20, check=False)
+
+
+def told(lab: Lab, pair: VethPair, name: str) -> str:
+    """What a command says of the device."""
+    command = [sys.executable, "-m", "afxdp_pool.cli", name, "-i", pair.near.name, "--netns", lab.engine_netns]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False).stdout
+
+
+KILLED = "os.kill(os.getpid(), 9)"
+
+
+def test_what_a_killed_process_leaves_is_told_by_doctor_and_put_back_by_clean(lab: Lab) -> None:
     pair = lab.veth("a")
-    program = (
-        "import sys, signal, afxdp_pool as ap\n"
-        "napi = ap.Napi(sys.argv[1], sys.argv[2], gro_flush_timeout=4321)\n"
-        "print('set', flush=True)\nsignal.pause()\n"
-    )
-    command = [sys.executable, "-c", program, pair.near.name, lab.engine_netns]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "set\n"
-        child.kill()
-    assert tuned(pair.near.name, lab.engine_netns) == {"gro_flush_timeout": 4321}
+    place = pair.near.name, lab.engine_netns
+    ends(lab, pair, KILLED)
+    assert tuned(*place) == {"gro_flush_timeout": 4321}
+    said = told(lab, pair, "doctor")
+    assert "gro_flush_timeout is 4321, and was 0: left by a killed process" in said
+    fix = next(line.split("-> ")[1] for line in said.splitlines() if "-> afxdp-pool clean" in line)
+    assert fix == f"afxdp-pool clean -i {pair.near.name} --netns {lab.engine_netns}"
+    assert "put gro_flush_timeout back to 0, left at 4321 by process" in told(lab, pair, "clean")
+    assert tuned(*place) == {}
+    with ap.Napi(*place, gro_flush_timeout=5):
+        said = told(lab, pair, "clean")
+        assert "nothing was left behind" in said
+        assert "gro_flush_timeout is 5: process" in said
+        assert tuned(*place) == {"gro_flush_timeout": 5}
+
+
+def test_what_nobody_says_is_his_is_told_with_the_command_against_it(lab: Lab) -> None:
+    pair = lab.veth("a")
+    place = pair.near.name, lab.engine_netns
+    subprocess.run(untune(*place, "gro_flush_timeout").replace("echo 0", "echo 99"), shell=True, check=True)
     for name in ("doctor", "clean"):
-        told = subprocess.run(
-            [sys.executable, "-m", "afxdp_pool.cli", name, "-i", pair.near.name, "--netns", lab.engine_netns],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert "gro_flush_timeout is 4321" in told.stdout, told
-    fix = next(line.split("-> ")[1] for line in told.stdout.splitlines() if "-> " in line)
+        said = told(lab, pair, name)
+        assert "gro_flush_timeout is 99" in said
+    fix = next(line.split("-> ")[1] for line in said.splitlines() if "-> " in line)
     subprocess.run(fix, shell=True, check=True)
-    assert tuned(pair.near.name, lab.engine_netns) == {}
+    assert tuned(*place) == {}
+
+
+def test_what_a_killed_process_leaves_is_put_back_by_the_next_start(lab: Lab) -> None:
+    """Threaded NAPI among it, which a veth takes back only when it has an XDP program again."""
+    pair = lab.veth("a")
+    place = pair.near.name, lab.engine_netns
+    opens = "ap.drop(place[0], options=ap.Options(netns=place[1], threaded_napi=True, gro_flush_timeout=7))"
+    ends(lab, pair, KILLED, opens)
+    assert tuned(*place) == {"threaded": 1, "gro_flush_timeout": 7}
+    assert "it goes back when a port is opened there" in told(lab, pair, "clean")
+    assert wait_for(lambda: tuned(*place) == {"threaded": 1})
+    with ap.drop(pair.near.name, options=options(lab)):
+        assert tuned(*place) == {}
+
+
+def test_it_is_put_back_when_nobody_closes_it_and_not_by_a_forked_child(lab: Lab) -> None:
+    pair = lab.veth("a")
+    place = pair.near.name, lab.engine_netns
+    child = "if os.fork() == 0: kept.close(); os._exit(0)\nos.wait()\n"
+    ends(lab, pair, child + KILLED)
+    assert tuned(*place) == {"gro_flush_timeout": 4321}, "by the parent, and still there when the child had closed it"
+    ends(lab, pair, child + "sys.exit(3)")
+    assert tuned(*place) == {}
 
 
 @pytest.mark.parametrize("napi", [{}, DEFER], ids=["alone", "interrupts deferred"])

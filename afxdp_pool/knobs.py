@@ -1,0 +1,403 @@
+"""What is changed on a network device is written down before, so that it is put back: at the end, and after `kill -9`.
+
+A knob is a value of the device, not of a socket: it outlives the process that set it. A `Knobs` is one owner's changes
+on one device. Each stands in a file below /run/afxdp-pool, one a device, before the device is touched, with what was
+there before and whose change it is. `Knobs.close` puts it back; what a dead owner left is put back by `restore`, which
+the next port opened on the device, the next `Knobs`, and `clean` call.
+
+Several owners may set the same knob: the last one's value holds, and when it closes, that of the one before, in
+whatever order they close. Invariant: a value that none of them set is never overwritten by putting back.
+
+To have a knob of another kind, describe it by a `Kind` in the module it belongs to, name that in `KINDS`, and set it by
+``Knobs(netdev, netns).set(kind, key, value)``. Knobs are put back in the reverse order of their setting, so what rests
+on another (a steering rule on the number of queues) is set after it. A value is what JSON has: a number, a text, a
+list, a dictionary; None is a thing that is not there. A thing that is added, such as a steering rule, is a knob whose
+value was None, and which `write` deletes when it is given None; its key says where, so its place is chosen before.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import itertools
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Self
+
+from afxdp_pool.errors import AfXdpError, NoSuchInterfaceError
+from afxdp_pool.hook import Owner
+from afxdp_pool.netdev import in_netns, netns_path
+from afxdp_pool.statedir import StateDirectory
+
+__all__ = ["KINDS", "Kind", "Knobs", "Left", "left", "restore"]
+
+log = logging.getLogger("afxdp_pool")
+#: Where each kind of knob is described: a module, and the name of its `Kind` there; imported when first needed.
+KINDS = {"napi": ("afxdp_pool.tuning", "NAPI")}
+_SO_NETNS_COOKIE = 71  # since Linux 5.14; a namespace's number that is never given again
+_OWN_NETNS = "/proc/thread-self/ns/net"
+_GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How knobs of one kind are read and written. Both are called in the device's network namespace.
+
+    Attributes:
+        read: (netdev, key) to the value there is now.
+        write: (netdev, key, value): set it.
+
+    Both raise OSError as the kernel does. What cannot be put back now (EBUSY, EOPNOTSUPP, ...) is tried again at the
+    next `restore`.
+    """
+
+    read: Callable[[str, str], Any]
+    write: Callable[[str, str, Any], None]
+
+
+@dataclass(frozen=True)
+class Left:
+    """A knob that is not as it was: who set it last, and whether that process still runs."""
+
+    kind: str
+    key: str
+    before: Any
+    value: Any
+    pid: int
+    alive: bool
+
+
+@dataclass
+class _Holder:
+    """One owner's value of a knob. Without an owner: it closed, and the device did not take the value back."""
+
+    owner: Owner | None
+    number: int
+    value: Any
+
+    @property
+    def alive(self) -> bool:
+        return self.owner is not None and self.owner.alive
+
+
+@dataclass
+class _Knob:
+    """A knob that is not as it was `before`: the last of its holders is the one whose value is there."""
+
+    kind: str
+    key: str
+    before: Any
+    holders: list[_Holder] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, note: Any) -> _Knob:
+        """From a file. Raises KeyError, TypeError, ValueError, when it is something else."""
+        holders = [
+            _Holder(Owner(*map(int, holder["owner"])) if holder["owner"] else None, int(holder["n"]), holder["value"])
+            for holder in note["holders"]
+        ]
+        if note["kind"] not in KINDS or not isinstance(note["key"], str) or not holders:
+            raise ValueError(f"there is no knob {note['kind']} {note['key']}")
+        return cls(note["kind"], note["key"], note["before"], holders)
+
+    def note(self) -> dict[str, Any]:
+        """As it stands in the file."""
+        holders = [
+            {
+                "owner": [one.owner.pid, one.owner.start_time, one.owner.pid_namespace] if one.owner else None,
+                "n": one.number,
+                "value": one.value,
+            }
+            for one in self.holders
+        ]
+        return {"kind": self.kind, "key": self.key, "before": self.before, "holders": holders}
+
+
+class Knobs:
+    """One owner's changes on a network device, from the first `set` to `close`, which puts all of them back.
+
+    At the end of the interpreter, whatever ends it but a signal's default action, what is still open is closed. A
+    forked child has none of its parent's: closing there changes nothing.
+
+    Args:
+        netdev, netns: the device; it is followed if it is given another name.
+
+    Raises:
+        NoSuchInterfaceError, NoSuchNamespaceError: there is no such device.
+        PrivilegeError: the namespace cannot be entered.
+
+    Concurrency: any thread; of several processes, one at a time works on a machine's knobs.
+    """
+
+    def __init__(self, netdev: str, netns: str | None = None) -> None:
+        self.netdev, self._number = netdev, next(_numbers)
+        self._set: list[tuple[str, str]] = []
+        with in_netns(netns):
+            self._place = _find(netdev, netns)
+            self._netns = os.open(_OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC)
+        _open.add(self)
+        restore(netdev, netns)
+
+    def set(self, kind: str, key: str, value: Any) -> Any:
+        """Write down what is there, and set `value`. Returns what was there before.
+
+        Raises:
+            OSError: as the kernel says; then nothing has changed. AfXdpError: the file stayed locked for seconds.
+        """
+        ours = _Holder(Owner.current(), self._number, _plain(value))
+        with self._inside() as (name, knobs):
+            _put_back(name, knobs, lambda holder: not holder.alive)
+            how = _kind(kind)
+            now = _plain(how.read(name, key))
+            knob = next((one for one in knobs if (one.kind, one.key) == (kind, key)), None)
+            if knob is None and now == ours.value:
+                return now
+            if knob is None:
+                knobs.append(knob := _Knob(kind, key, now))
+            elif now != knob.holders[-1].value:  # somebody else set it meanwhile: that is what to put back
+                knob.before, knob.holders = now, []
+            again = next((one for one in knob.holders if _is(one, self)), None)
+            knob.holders = [*(one for one in knob.holders if one is not again), ours]
+            _note(self._place, knobs)
+            try:
+                how.write(name, key, value)
+                ours.value = _plain(how.read(name, key))
+            except BaseException:
+                knob.holders.remove(ours)
+                if again is not None:
+                    knob.holders.append(again)
+                if not knob.holders:
+                    knobs.remove(knob)
+                raise
+            if (kind, key) not in self._set:
+                self._set.append((kind, key))
+            return now
+
+    def close(self) -> None:
+        """Put everything back. Idempotent; a device that has gone needs nothing. What is refused goes to the log."""
+        if self not in _open:
+            return
+        try:
+            if self._set:
+                with self._inside() as (name, knobs):
+                    _put_back(name, knobs, lambda holder: _is(holder, self), aloud=True)
+        except (OSError, AfXdpError) as error:
+            if getattr(error, "errno", 0) not in _GONE:
+                log.warning("%s: its knobs could not be put back: %s", self.netdev, error)
+        finally:
+            self._forget()
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[tuple[str, list[_Knob]]]:
+        """This thread in the device's namespace, alone with its file; the device's name, and the knobs to be kept."""
+        here = os.fstat(self._netns).st_ino == os.stat(_OWN_NETNS).st_ino  # then it needs no privilege
+        with in_netns(None if here else f"/proc/self/fd/{self._netns}"), _noted(self._place) as knobs:
+            try:
+                name = socket.if_indextoname(self._place.index)
+            except OSError:
+                knobs.clear()
+                raise
+            yield name, knobs
+
+    def _forget(self) -> None:
+        if self in _open:
+            _open.discard(self)
+            os.close(self._netns)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def restore(netdev: str, netns: str | None = None) -> list[str]:
+    """Put back what processes that are gone left changed on a device; a sentence each.
+
+    What cannot be put back now stays written down. Without a device of that name, or privileges, nothing happens.
+
+    Raises:
+        NoSuchNamespaceError, PrivilegeError: the namespace cannot be entered.
+
+    Concurrency: any thread.
+    """
+    with in_netns(netns):
+        try:
+            return _restore(netdev, _find(netdev, netns))
+        except (AfXdpError, OSError) as error:
+            log.debug("%s: its knobs are not looked at: %s", netdev, error)
+            return []
+
+
+def _restore(netdev: str, place: _Place) -> list[str]:
+    if place.page not in _files.names():
+        return []
+    with _noted(place) as knobs:
+        return _put_back(netdev, knobs, lambda holder: not holder.alive)
+
+
+def left(netdev: str, netns: str | None = None) -> list[Left]:
+    """What is written down of a device: knobs of running processes, and of some that are gone. It changes nothing.
+
+    Raises:
+        NoSuchNamespaceError, PrivilegeError: the namespace cannot be entered.
+    """
+    with in_netns(netns), contextlib.suppress(OSError, NoSuchInterfaceError):
+        tops = [(knob, knob.holders[-1]) for knob in _read(_find(netdev, netns).page)]
+        return [
+            Left(knob.kind, knob.key, knob.before, top.value, top.owner.pid if top.owner else 0, top.alive)
+            for knob, top in tops
+        ]
+    return []
+
+
+def _put_back(name: str, knobs: list[_Knob], gone: Callable[[_Holder], bool], *, aloud: bool = False) -> list[str]:
+    """Take these holders off the knobs, each knob to the value of who is left, or to what was there before."""
+    done = []
+    for knob in reversed(list(knobs)):
+        going = [holder for holder in knob.holders if gone(holder)]
+        if not going:
+            continue
+        top = knob.holders[-1]
+        staying = [holder for holder in knob.holders if holder not in going]
+        target = staying[-1].value if staying else knob.before
+        try:
+            how = _kind(knob.kind)
+            now = _plain(how.read(name, knob.key))
+            if now == top.value != target:
+                how.write(name, knob.key, target)
+                whose = top.owner.pid if top.owner else 0
+                done.append(f"{name}: put {knob.key} back to {target}, left at {now} by process {whose}")
+                log.log(logging.DEBUG if aloud else logging.INFO, "%s", done[-1])
+            elif now not in (top.value, target):
+                log.warning("%s: %s was set to %s meanwhile, and is left so", name, knob.key, now)
+        except OSError as error:
+            if error.errno in _GONE:
+                knobs.remove(knob)
+                continue
+            log.log(
+                logging.WARNING if aloud else logging.INFO,
+                "%s: %s could not be put back to %s: %s; it is tried again when the device is next used",
+                name, knob.key, target, error.strerror,
+            )  # fmt: skip
+            for holder in going:
+                holder.owner = holder.owner if not holder.alive else None
+            continue
+        knob.holders = staying
+        if not staying:
+            knobs.remove(knob)
+    return done
+
+
+def _is(holder: _Holder, owner: Knobs) -> bool:
+    return holder.owner == Owner.current() and holder.number == owner._number
+
+
+def _kind(name: str) -> Kind:
+    module, attribute = KINDS[name]
+    found = getattr(import_module(module), attribute)
+    assert isinstance(found, Kind)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from a file."""
+    return json.loads(json.dumps(value))
+
+
+# The files ----------------------------------------------------------------------------------------------------------
+
+_files = StateDirectory("/run/afxdp-pool")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A device: the number of its namespace, the name that was found by, and the device's number in it."""
+
+    number: str
+    netns: str | None
+    index: int
+
+    @property
+    def page(self) -> str:
+        return f"{self.number}-{self.index}.json"
+
+
+def _find(netdev: str, netns: str | None) -> _Place:
+    """The device of this name in the namespace the thread is in."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as there:
+        try:
+            number = f"c{int.from_bytes(there.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)}"
+        except OSError:
+            number = f"i{os.stat(_OWN_NETNS).st_ino}"
+    try:
+        return _Place(number, netns, socket.if_nametoindex(netdev))
+    except OSError as error:
+        subject = f"{netdev} in namespace {netns}" if netns else netdev
+        raise NoSuchInterfaceError("there is no such interface", subject=subject, errno=error.errno or 0) from None
+
+
+def _read(page: str) -> list[_Knob]:
+    try:
+        return [_Knob.read(note) for note in (_files.read(page) or {"knobs": ()})["knobs"]]
+    except (KeyError, TypeError, ValueError) as error:
+        log.warning("%s is not understood, and left out of account: %s", _files.path(page), error)
+        return []
+
+
+def _note(place: _Place, knobs: list[_Knob]) -> None:
+    _files.write(place.page, {"netns": place.netns, "knobs": [knob.note() for knob in knobs]} if knobs else None)
+
+
+@contextlib.contextmanager
+def _noted(place: _Place) -> Iterator[list[_Knob]]:
+    """The knobs of a device, alone with them; at the end they are written down as they then are."""
+    with _files.locked():
+        knobs = _read(place.page)
+        try:
+            yield knobs
+        finally:
+            _note(place, knobs)
+            _prune(place)
+
+
+def _prune(here: _Place) -> None:
+    """Forget devices that are gone, with their namespace or without, and that nobody who runs has changed."""
+    for page in _files.names():
+        number, _, index = page.removesuffix(".json").rpartition("-")
+        if page == here.page or any(holder.alive for knob in _read(page) for holder in knob.holders):
+            continue
+        netns = str((_files.read(page) or {}).get("netns") or "")
+        gone = netns != "" and not os.path.exists(netns_path(netns))
+        if number == here.number and index.isdigit():
+            try:
+                socket.if_indextoname(int(index))
+            except OSError:
+                gone = True
+        if gone:
+            _files.write(page, None)
+
+
+_numbers = itertools.count()
+_open: set[Knobs] = set()
+
+
+@atexit.register
+def _close_all() -> None:
+    for knobs in list(_open):
+        knobs.close()
+
+
+def _in_child() -> None:
+    for knobs in list(_open):
+        knobs._forget()
+
+
+os.register_at_fork(after_in_child=_in_child)
