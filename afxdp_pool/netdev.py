@@ -1,7 +1,7 @@
 """Network devices and network namespaces as the engine needs to know them; a `Netdev` owns nothing.
 
-Everything is asked in the calling thread's network namespace, in pyroute2's netlink messages and by the
-ethtool ioctl. sysfs is not used: it shows the namespace it was mounted in, not the one the thread is in.
+Everything is asked in the calling thread's network namespace, by netlink and the ethtool ioctl. sysfs is not used: it
+shows the namespace it was mounted in, not the one the thread is in.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import array
 import contextlib
 import errno
 import fcntl
-import functools
 import os
 import socket
 import struct
@@ -18,7 +17,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Any
 
 from afxdp_pool import netlink, numa
 from afxdp_pool._native import ffi, lib
@@ -29,7 +27,13 @@ NETNS_DIR = "/run/netns"
 _OWN_NETNS = "/proc/thread-self/ns/net"
 
 _IFF_UP, _IFF_PROMISC, _IFF_LOWER_UP = 1, 1 << 8, 1 << 16
+_RTM_GETLINK = 18
+_IFINFO = struct.Struct("=HHiII")  # struct ifinfomsg: family, type, number, flags, mask of a change
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 1, 3, 4, 31, 32
+# include/uapi/linux/netdev.h: commands; attributes of devices (features, ZC segments, RX metadata, XSK), and of queues.
 _NETDEV_CMD_DEV_GET, _NETDEV_CMD_QUEUE_GET = 1, 10
+_DEV_IFINDEX, _DEV_FEATURES = 1, (3, 4, 5, 6)
+_QUEUE_ID, _QUEUE_IFINDEX, _QUEUE_TYPE, _QUEUE_XSK = 1, 2, 3, 7
 _SIOCETHTOOL, _ETHTOOL_GDRVINFO, _ETHTOOL_GCHANNELS = 0x8946, 0x3, 0x3C
 _NAME_MAX = 15
 _MOST_NAMESPACES = 100
@@ -129,8 +133,6 @@ def find(name: str, netns: str | None = None) -> Netdev:
 
     Concurrency: any thread.
     """
-    from pyroute2.netlink.rtnl import RTM_GETLINK
-
     with in_netns(netns):
         where = f"{name} in namespace {netns}" if netns else name
         if not 0 < len(name) <= _NAME_MAX:
@@ -138,7 +140,7 @@ def find(name: str, netns: str | None = None) -> Netdev:
                 f"an interface name has 1 to {_NAME_MAX} characters", subject=repr(name), hint=_names_hint()
             )
         try:
-            link = netlink.ask(socket.NETLINK_ROUTE, RTM_GETLINK, _link_message(), IFNAME=name)
+            index, flags, link = _ask_link(name)
         except OSError as error:
             if error.errno not in (errno.ENODEV, errno.EINVAL):
                 raise AfXdpError(subject=where, doing="asking about the interface", errno=error.errno or 0) from error
@@ -152,20 +154,35 @@ def find(name: str, netns: str | None = None) -> Netdev:
         driver, bus = _driver(name)
         return Netdev(
             name=name,
-            index=link["index"],
-            mac=link.get_attr("ADDRESS", b""),
-            mtu=link.get_attr("MTU", 0),
-            up=bool(link["flags"] & _IFF_UP),
+            index=index,
+            mac=link.get(_IFLA_ADDRESS, b""),
+            mtu=netlink.number(link.get(_IFLA_MTU)),
+            up=bool(flags & _IFF_UP),
             driver=driver,
-            rx_queues=rx or link.get_attr("NUM_RX_QUEUES", 0),
-            tx_queues=tx or link.get_attr("NUM_TX_QUEUES", 0),
+            rx_queues=rx or netlink.number(link.get(_IFLA_NUM_RX_QUEUES)),
+            tx_queues=tx or netlink.number(link.get(_IFLA_NUM_TX_QUEUES)),
             netns=netns,
-            carrier=bool(link["flags"] & _IFF_LOWER_UP),
-            promisc=bool(link["flags"] & _IFF_PROMISC),
+            carrier=bool(flags & _IFF_LOWER_UP),
+            promisc=bool(flags & _IFF_PROMISC),
             bus=bus,
             numa_node=numa.node_of_device(bus),
-            features=_features(link["index"]),
+            features=_features(index),
         )
+
+
+def _ask_link(name: str) -> tuple[int, int, dict[int, bytes]]:
+    """A device of the thread's namespace as rtnetlink tells it: its number, its flags, its attributes (IFLA_...).
+
+    Raises:
+        OSError: as the kernel says.
+    """
+    reply = netlink.ask(
+        socket.NETLINK_ROUTE,
+        _RTM_GETLINK,
+        _IFINFO.pack(0, 0, 0, 0, 0) + netlink.attribute(_IFLA_IFNAME, name.encode() + b"\0"),
+    )
+    _, _, index, flags, _ = _IFINFO.unpack_from(reply)
+    return index, flags, netlink.attributes(reply[_IFINFO.size :])
 
 
 def xdp_features(name: str, netns: str | None = None) -> XdpFeatures | None:
@@ -181,19 +198,17 @@ def xdp_features(name: str, netns: str | None = None) -> XdpFeatures | None:
 
 def _features(index: int) -> XdpFeatures | None:
     try:
-        device = netlink.ask(
-            netlink.GENERIC, netlink.family("netdev"), _device_message(), _NETDEV_CMD_DEV_GET, IFINDEX=index
-        )
+        told = netlink.generic("netdev", _NETDEV_CMD_DEV_GET, netlink.attribute(_DEV_IFINDEX, index))
     except OSError:
         return None
-    flags = device.get_attr("XDP_FEATURES")
+    flags, segments, metadata, xsk = (told.get(number) for number in _DEV_FEATURES)
     if flags is None:
         return None
     return XdpFeatures(
-        XdpFeature(flags),
-        device.get_attr("ZC_MAX_SEGS", 0),
-        RxMetadata(device.get_attr("RX_METADATA", 0)),
-        XskFeature(device.get_attr("XSK_FEATURES", 0)),
+        XdpFeature(netlink.number(flags)),
+        netlink.number(segments),
+        RxMetadata(netlink.number(metadata)),
+        XskFeature(netlink.number(xsk)),
     )
 
 
@@ -202,17 +217,12 @@ def xsk_queues() -> list[tuple[int, int]] | None:
 
     None when the kernel cannot tell (before Linux 6.14). Concurrency: any thread.
     """
-    from pyroute2.netlink import genlmsg
-
-    class Queue(genlmsg):  # type: ignore[misc]  # include/uapi/linux/netdev.h
-        nla_map = ((1, "ID", "uint32"), (2, "IFINDEX", "uint32"), (3, "TYPE", "uint32"), (7, "XSK", "hex"))
-
     try:
-        queues = netlink.ask_all(netlink.GENERIC, netlink.family("netdev"), Queue, _NETDEV_CMD_QUEUE_GET)
+        queues = list(netlink.generic_dump("netdev", _NETDEV_CMD_QUEUE_GET))
     except OSError:
         return None
-    bound = [queue for queue in queues if queue.get_attr("TYPE") == 0 and queue.get_attr("XSK") is not None]
-    return [(queue.get_attr("IFINDEX"), queue.get_attr("ID")) for queue in bound]
+    bound = [queue for queue in queues if _QUEUE_XSK in queue and netlink.number(queue.get(_QUEUE_TYPE)) == 0]
+    return [(netlink.number(queue[_QUEUE_IFINDEX]), netlink.number(queue[_QUEUE_ID])) for queue in bound]
 
 
 def netns_path(name: str) -> str:
@@ -333,8 +343,6 @@ def ethtool(name: str, request: bytes) -> bytes:
     Raises:
         OSError: as the kernel says; ENOTSUP where the driver does not offer it.
     """
-    # pyroute2 has no request for the driver's name, and those for channels, statistics and offloads only in
-    # releases newer than the oldest we run with.
     buffer = array.array("B", request)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
         fcntl.ioctl(control, _SIOCETHTOOL, struct.pack("16sP16x", name.encode(), buffer.buffer_info()[0]))
@@ -358,27 +366,3 @@ def channels(name: str) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return rx + combined, tx + combined
-
-
-@functools.cache
-def _link_message() -> Any:
-    from pyroute2.netlink import nlmsg
-    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-
-    class Link(nlmsg):  # type: ignore[misc]  # pyroute2's own takes every address for one of 6 bytes
-        fields = ifinfmsg.fields
-        nla_map = ((1, "ADDRESS", "cdata"), (3, "IFNAME", "asciiz"), (4, "MTU", "uint32"),
-                   (31, "NUM_TX_QUEUES", "uint32"), (32, "NUM_RX_QUEUES", "uint32"))  # fmt: skip
-
-    return Link
-
-
-@functools.cache
-def _device_message() -> Any:
-    from pyroute2.netlink import genlmsg
-
-    class Device(genlmsg):  # type: ignore[misc]  # include/uapi/linux/netdev.h
-        nla_map = ((1, "IFINDEX", "uint32"), (3, "XDP_FEATURES", "uint64"), (4, "ZC_MAX_SEGS", "uint32"),
-                   (5, "RX_METADATA", "uint64"), (6, "XSK_FEATURES", "uint64"))  # fmt: skip
-
-    return Device

@@ -11,6 +11,7 @@ Invariant: looking touches no ring and no frame.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Self
 
 from afxdp_pool import hook as xdp
 from afxdp_pool import netdev as netdevs
+from afxdp_pool import netlink
 from afxdp_pool.config import PACKET_HEADROOM
 from afxdp_pool.errors import AfXdpError, LinkGoneError, ProgramGoneError
 
@@ -35,7 +37,7 @@ EVERY = 1.0
 #: How long nothing may move before it counts as stuck.
 STUCK_AFTER = 1.0
 
-_RTM_GETLINK, _NLM_F_REQUEST, _NLMSG_ERROR = 18, 1, 2
+_RTM_GETLINK, _IFINFO = 18, struct.Struct("=HHiII")
 _IFF_UP = 1
 _IFNAME, _MTU, _CARRIER, _XDP, _EXT_MASK = 3, 4, 33, 43, 29
 _SKIP_STATS = 8  # RTEXT_FILTER_SKIP_STATS
@@ -79,15 +81,16 @@ class Eye:
 
     def look(self, index: int) -> LinkState | None:
         """The device of that number; None when there is none any more. Raises OSError as the kernel says."""
-        request = struct.pack("=IHHII BxHiII HHI", 40, _RTM_GETLINK, _NLM_F_REQUEST, 0, 0, 0, 0, index, 0, 0, 8,
-                              _EXT_MASK, _SKIP_STATS)  # fmt: skip
-        self._socket.send(request)
-        reply = self._socket.recv(1 << 16)
-        if struct.unpack_from("=H", reply, 4)[0] == _NLMSG_ERROR:
-            return None
-        (flags,) = struct.unpack_from("=I", reply, 24)
-        found = dict(_attributes(reply[32:]))
-        ids = dict(_attributes(found.get(_XDP, b"")))
+        more = netlink.attribute(_EXT_MASK, _SKIP_STATS)
+        try:
+            reply = netlink.ask_on(self._socket, _RTM_GETLINK, _IFINFO.pack(0, 0, index, 0, 0) + more)
+        except OSError as error:
+            if error.errno in (errno.ENODEV, errno.EINVAL):
+                return None
+            raise
+        _, _, _, flags, _ = _IFINFO.unpack_from(reply)
+        found = netlink.attributes(reply[_IFINFO.size :])
+        ids = netlink.attributes(found.get(_XDP, b""))
         name = found[_IFNAME].rstrip(b"\0").decode()
         with netdevs.in_netns(self._inside):
             rx, tx = netdevs.channels(name)
@@ -95,8 +98,8 @@ class Eye:
             name,
             bool(flags & _IFF_UP),
             found.get(_CARRIER, b"\1") != b"\0",
-            struct.unpack("=I", found[_MTU])[0],
-            frozenset(struct.unpack("=I", ids[number])[0] for number in _PROGRAM_IDS if number in ids) - {0},
+            netlink.number(found[_MTU]),
+            frozenset(netlink.number(ids.get(number)) for number in _PROGRAM_IDS) - {0},
             rx,
             tx,
         )
@@ -304,14 +307,3 @@ def _why_stuck(port: Port, now: LinkState) -> str:
 
 def _shown(where: netdevs.Netdev) -> str:
     return f"{where.name} in namespace {where.netns}" if where.netns else where.name
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The attributes of a netlink message: number and value."""
-    at = 0
-    while at + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, at)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, data[at + 4 : at + length]
-        at += (length + 3) & ~3

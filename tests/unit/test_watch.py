@@ -94,8 +94,3 @@ def test_devices(pool: ap.FramePool, state: LinkState, kind: str | None) -> None
     with ap.Port.in_memory(pool, SMALL) as port:
         port.fill()
         assert set(said(port, state)) == ({kind} if kind else set())
-
-
-def test_attributes_of_a_message_that_is_cut() -> None:
-    assert list(watch._attributes(b"\x08\0\x04\0\x01\0\0\0\x02\0")) == [(4, b"\x01\0\0\0")]
-    assert list(watch._attributes(b"\0\0\x04\0")) == []
