@@ -32,6 +32,7 @@ from afxdp_pool.errors import (
     InvalidDescriptorError,
     LinkGoneError,
     MemoryLimitError,
+    MetadataUnsupportedError,
     MissingExtraError,
     ModeUnsupportedError,
     NoHeaderError,
@@ -55,6 +56,7 @@ from afxdp_pool.frame import Frame, Frames
 from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
 from afxdp_pool.headers import ARP, ETH, ICMP, IPV4, IPV6, TCP, UDP, VLAN
 from afxdp_pool.memory import BpfMemory, SharedMemory
+from afxdp_pool.metadata import RxColumns, RxHashType, utc
 from afxdp_pool.netdev import Netdev, RxMetadata, XdpFeature, XdpFeatures, XskFeature
 from afxdp_pool.pool import FramePool
 from afxdp_pool.port import Port, PortInfo
@@ -66,7 +68,7 @@ from afxdp_pool.umem import DmaDevice, Umem
 from afxdp_pool.waiting import wait
 
 if TYPE_CHECKING:
-    from afxdp_pool.compiling import Compiled, be16, be32, compiled, signature
+    from afxdp_pool.compiling import Compiled, RxKnown, be16, be32, compiled, rx_known, signature
     from afxdp_pool.forwarder import Forwarder
     from afxdp_pool.info import DeviceInfo, Info, LoopInfo, MemoryInfo, Versions, XdpInfo
     from afxdp_pool.libraries import from_library, include_dir
@@ -78,7 +80,7 @@ if TYPE_CHECKING:
 else:
     #: What runs a loop is imported when it is first asked for, so that the rest comes quickly: names by module.
     _LATER = {
-        "compiling": ("Compiled", "be16", "be32", "compiled", "signature"),
+        "compiling": ("Compiled", "RxKnown", "be16", "be32", "compiled", "rx_known", "signature"),
         "forwarder": ("Forwarder",),
         "info": ("DeviceInfo", "Info", "LoopInfo", "MemoryInfo", "Versions", "XdpInfo"),
         "libraries": ("from_library", "include_dir"),
@@ -149,6 +151,7 @@ __all__ = [
     "LoopInfo",
     "MemoryInfo",
     "MemoryLimitError",
+    "MetadataUnsupportedError",
     "MissingExtraError",
     "ModeUnsupportedError",
     "Napi",
@@ -178,6 +181,9 @@ __all__ = [
     "Route",
     "Rule",
     "Runner",
+    "RxColumns",
+    "RxHashType",
+    "RxKnown",
     "RxMetadata",
     "SharedMemory",
     "Template",
@@ -205,8 +211,10 @@ __all__ = [
     "include_dir",
     "per_packet",
     "reflect",
+    "rx_known",
     "signature",
     "transmit",
+    "utc",
     "wait",
     "why_stuck",
 ]

@@ -17,6 +17,7 @@ from afxdp_pool._native import calls, ffi, lib
 from afxdp_pool.access import HeaderAccess
 from afxdp_pool.columns import Columns, Fields, FiveTuple
 from afxdp_pool.errors import ConfigError, FrameGoneError, InvalidDescriptorError
+from afxdp_pool.metadata import RxColumns, rx_columns
 
 if TYPE_CHECKING:
     from afxdp_pool.frame import Frame, Frames
@@ -311,6 +312,18 @@ class Batch(calls.Descs, HeaderAccess):
         The arrays are the batch's own, and the next call fills them anew.
         """
         return self._header_fields().five_tuple()
+
+    def rx_metadata(self) -> RxColumns:
+        """What is known of every packet beside its bytes, as columns: see `PortConfig.rx_metadata`.
+
+        It is that of the packet as it was received, wherever `addr` points by now, for as long as the packet is held.
+        Nothing is known of packets of a port that did not ask for it. The arrays are the batch's own, and the next call
+        fills them anew.
+
+        Raises:
+            ConfigError: no port of the Umem asked for any. InvalidDescriptorError: the batch knows no Umem.
+        """
+        return rx_columns(self.umem, self._header_fields())
 
     def lend(self, pointer: Any, verdicts: Bytes, columns: Columns, ports: tuple[Port, ...]) -> None:
         """Make this batch one over memory that stays where it is, for the loop that lends it again and again."""

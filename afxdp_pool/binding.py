@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 import os
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from afxdp_pool import netdev as netdevs
 from afxdp_pool._native import ffi, lib
-from afxdp_pool.config import PortConfig
+from afxdp_pool.config import PortConfig, RxMetadataName
 from afxdp_pool.errors import (
     AfXdpError,
     ConfigError,
@@ -142,24 +143,47 @@ def _place_key(netdev: str, netns: str | None) -> tuple[int, str]:
     return os.stat(path).st_ino, netdev
 
 
-def borrow_program(netdev: str, netns: str | None, *, rules: tuple[Rule, ...] = (), **options: Any) -> XdpProgram:
+def borrow_program(
+    netdev: str,
+    netns: str | None,
+    *,
+    rules: tuple[Rule, ...] = (),
+    rx_metadata: tuple[RxMetadataName, ...] = (),
+    **options: Any,
+) -> XdpProgram:
     """The program of `netdev`, attached with these options if no port of this process has done so yet.
 
     Raises:
-        ConfigError: it is attached already, with other rules.
+        ConfigError: it is attached already, with other rules, or tells less of the packets.
     """
     key = _place_key(netdev, netns)
     program, users = _programs.get(key, (None, 0))
     if program is None:
-        program = XdpProgram(netdev, netns=netns, rules=rules, **options)
+        program = XdpProgram(netdev, netns=netns, rules=rules, rx_metadata=rx_metadata, **options)
     elif rules and rules != program.rules:
         raise ConfigError(
             "another port of this process receives under other rules",
             subject=netdev,
             hint="use the same rules",
         )
+    else:
+        check_told(netdev, program.rx_metadata, rx_metadata)
     _programs[key] = (program, users + 1)
     return program
+
+
+def check_told(name: str, told: Sequence[RxMetadataName], wanted: Sequence[RxMetadataName]) -> None:
+    """Refuse to be told less of packets than is wanted, by an XDP program that is there already.
+
+    Raises:
+        ConfigError: it tells less.
+    """
+    if lacking := [one for one in wanted if one not in told]:
+        raise ConfigError(
+            f"its XDP program tells no {' and no '.join(lacking)}",
+            subject=name,
+            hint="all ports of a device receive through one program: ask for the same rx_metadata first",
+        )
 
 
 def return_program(program: XdpProgram) -> None:

@@ -250,6 +250,15 @@ class BpfObject:
         if (failed := lib.bpf_map__reuse_fd(self._map(map_name), other.fd)) < 0:
             raise failure(failed, subject=f"BPF map {map_name}", doing="using another in its place", quote=True)
 
+    def bind_to(self, name: str, ifindex: int) -> None:
+        """Have a program loaded for one device, whose driver it may then ask for metadata; only before `load()`.
+
+        The kernel attaches it to that device only, and in native mode (BPF_F_XDP_DEV_BOUND_ONLY, Linux 6.3).
+        """
+        lib.afp_bpf_log_start()
+        if (failed := lib.afp_program_bind(self._program(name), ifindex)) < 0:
+            raise failure(failed, subject=f"BPF program {name}", doing="binding it to a device")
+
     def section(self, name: str) -> memoryview:
         """A data section (``".rodata"``, ``".data"``, ``".bss"``) as writable memory.
 
@@ -277,13 +286,16 @@ class BpfObject:
 
     def program(self, name: str) -> int:
         """The descriptor of a loaded program. Ownership: the object's."""
-        found = lib.bpf_object__find_program_by_name(self.handle, name.encode())
-        if not found:
-            raise KeyError(f"BPF object {self.name} has no program {name}")
-        fd = int(lib.bpf_program__fd(found))
+        fd = int(lib.bpf_program__fd(self._program(name)))
         if fd < 0:
             raise AfXdpError("it is not loaded", subject=f"BPF program {name}")
         return fd
+
+    def _program(self, name: str) -> Any:
+        found = lib.bpf_object__find_program_by_name(self.handle, name.encode())
+        if not found:
+            raise KeyError(f"BPF object {self.name} has no program {name}")
+        return found
 
     def map(self, name: str) -> BpfMap:
         """A loaded map, also a data section by its section name. Ownership: the object's."""

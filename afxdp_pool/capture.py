@@ -27,6 +27,7 @@ from afxdp_pool.batch import DESC, Batch
 from afxdp_pool.errors import AfXdpError, ConfigError, need_extra
 from afxdp_pool.filters import Rule
 from afxdp_pool.matching import Mask, matching
+from afxdp_pool.metadata import tai_ahead_ns
 from afxdp_pool.port import Port
 from afxdp_pool.runner import Runner
 from afxdp_pool.stats import KernelStats
@@ -39,6 +40,8 @@ EVERY = 0.02
 #: Bytes of a block beside its packet, and where the packet begins in it.
 _OVERHEAD, _PACKET_AT = 52, 28
 _ETHERNET = 1
+_STAMPS = {"batch": 0, "arrival": lib.AFP_RX_ARRIVAL, "timestamp": lib.AFP_RX_TIMESTAMP}
+Stamps = Literal["batch", "arrival", "timestamp"]
 _WAYS = {"in": 1 << lib.AFP_IN, "out": 1 << lib.AFP_OUT, "both": 1 << lib.AFP_IN | 1 << lib.AFP_OUT}
 
 
@@ -68,14 +71,22 @@ class _Ring:
 class _Tap:
     """A port's tap, and what becomes of its packets. `interface` is its number in the file."""
 
-    def __init__(self, port: Port, interface: int, ring: _Ring, snaplen: int, ways: int) -> None:
+    def __init__(self, port: Port, interface: int, ring: _Ring, snaplen: int, ways: int, stamps: Stamps | None) -> None:
         self.port = port
         self.interface = interface
         self.left_out = 0  # packets taken, and not written
         self.before = _received(port), _lost(port.kernel_stats())
         self.native = ffi.new(
             "struct afp_tap *",
-            {"ring": ring.native, "interface": interface, "queue": port.queue, "snaplen": snaplen, "ways": ways},
+            {
+                "ring": ring.native,
+                "interface": interface,
+                "queue": port.queue,
+                "snaplen": snaplen,
+                "ways": ways,
+                "stamp": _stamp(port, stamps),
+                "tai_ahead_ns": tai_ahead_ns(),
+            },
         )
 
     def counts(self) -> tuple[int, int]:
@@ -97,10 +108,12 @@ class Capture:
         rules: write only what one of these wants; none: everything.
         keep: write only these: called in the writer's thread with a batch of copies, returns a bool array of one each.
         room: bytes of each ring, one for the ports that a thread runs; a power of two.
+        stamps: which time of a received packet, in nanoseconds: ``"batch"``, when its batch was received; of what its
+            port learns (`PortConfig.rx_metadata`) ``"arrival"``, or ``"timestamp"`` by the device's own clock, whatever
+            that shows. None: the arrival, where the port learns it. What is sent has the time it was handed over.
 
-    The timestamp, in nanoseconds, is when the batch was received or handed over for sending. A packet that a handler
-    changes is written as it was received and as it is sent. Each port is an interface of the file, and each packet
-    tells its direction and queue.
+    A packet that a handler changes is written as it was received and as it is sent. Each port is an interface of the
+    file, and each packet tells its direction and queue.
 
     Raises:
         MissingExtraError: python-pcapng is not installed.
@@ -123,6 +136,7 @@ class Capture:
         rules: Sequence[Rule] = (),
         keep: Callable[[Batch], Mask] | None = None,
         room: int = 8 << 20,
+        stamps: Stamps | None = None,
     ) -> None:
         try:
             import pcapng
@@ -147,7 +161,8 @@ class Capture:
             for port in group:
                 if port.native.tap != ffi.NULL:
                     raise ConfigError("another capture is on it", subject=port.name, hint="close that one first")
-                self._taps.append(_Tap(port, len(self._taps), self._rings[-1], min(snaplen, SNAPLEN), _WAYS[direction]))
+                number, kept = len(self._taps), min(snaplen, SNAPLEN)
+                self._taps.append(_Tap(port, number, self._rings[-1], kept, _WAYS[direction], stamps))
         if not self._taps:
             raise ConfigError("a capture needs a port")
         self._started = time.time_ns()
@@ -301,6 +316,26 @@ class Capture:
                 },
             )
             self._writer.write_block(block)
+
+
+def _stamp(port: Port, stamps: Stamps | None) -> int:
+    """Which time, as C has it.
+
+    Raises:
+        ConfigError: there is no such time, or the port does not learn it.
+    """
+    learns = port.config.rx_metadata if port.config.receive else ()
+    if stamps is None:
+        stamps = "arrival" if "arrival" in learns else "batch"
+    if stamps not in _STAMPS:
+        raise ConfigError(f"stamps {stamps!r} are unknown", hint=f"choose {', '.join(_STAMPS)}")
+    if stamps != "batch" and port.config.receive and stamps not in learns:
+        raise ConfigError(
+            f"it does not learn the {stamps} of packets",
+            subject=port.name,
+            hint=f'open it with PortConfig(rx_metadata=("{stamps}",))',
+        )
+    return int(_STAMPS[stamps])
 
 
 def _groups(ports: Runner | Iterable[Port]) -> list[list[Port]]:

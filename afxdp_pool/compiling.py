@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeAlias, overload
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,58 @@ def be16(data: Any, at: int) -> Any:
 def be32(data: Any, at: int) -> Any:
     """The 32-bit number at byte `at`, in network order; for compiled handlers and other code."""
     return be16(data, at) << 16 | be16(data, at + 2)
+
+
+class RxKnown(NamedTuple):
+    """What is known of one packet beside its bytes, as numbers: see `RxColumns`, whose names these are."""
+
+    hash: int
+    hash_type: int
+    timestamp: int
+    arrival: int
+    vlan_tci: int
+    vlan_proto: int
+    has_hash: bool
+    has_timestamp: bool
+    has_arrival: bool
+    has_vlan: bool
+
+
+def rx_known(packet: Any) -> RxKnown:
+    """What is known of a packet, for compiled handlers: `packet` as such a handler gets it.
+
+    In a batch's handler it is ``umem[addr : addr + length]``. It is read from the bytes in front of the packet: only of
+    packets of a port with `PortConfig.rx_metadata`, and before anything is written there, or `addr` changed. In Python
+    `Batch.rx_metadata` is the way.
+    """
+    import ctypes
+
+    return _known(ctypes.string_at(packet.ctypes.data - _BEFORE, _BEFORE), _word_of)
+
+
+_BEFORE = 32
+
+
+def _word_of(record: Any, at: int) -> Any:
+    """Number `at` of the four that a record's bytes are."""
+    return int.from_bytes(record[8 * at : 8 * at + 8], "little")
+
+
+def _known(packet: Any, word: Any) -> RxKnown:
+    """Of struct afp_rx_metadata, as four numbers (afxdp_pool.h)."""
+    facts, present = word(packet, 2), word(packet, 3) >> 16 & 0xFFFF
+    return RxKnown(
+        facts & 0xFFFFFFFF,
+        facts >> 32 & 0xFFFF,
+        word(packet, 0),
+        word(packet, 1),
+        facts >> 48 & 0xFFFF,
+        word(packet, 3) & 0xFFFF,
+        present & 1 != 0,
+        present & 2 != 0,
+        present & 8 != 0,
+        present & 4 != 0,
+    )
 
 
 class Compiled:
@@ -232,9 +284,24 @@ def _numba() -> Any:
 @cache
 def _teach() -> None:
     """Tell numba of what handlers call."""
-    from numba.extending import overload, register_jitable
+    from numba.core import cgutils, types
+    from numba.extending import intrinsic, overload, register_jitable
 
-    for helper in (be16, be32):
+    for helper in (be16, be32, _known):
         register_jitable(helper)
+
+    @intrinsic
+    def word(_context: Any, packet: Any, at: Any) -> Any:
+        """Number `at` of the record in front of an array of bytes."""
+
+        def load(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            data = context.make_array(packet)(context, builder, args[0]).data
+            distance = builder.sub(builder.mul(args[1], args[1].type(8)), args[1].type(_BEFORE))
+            where = builder.bitcast(builder.gep(data, [distance]), cgutils.intp_t.as_pointer())
+            return builder.load(where, align=1)
+
+        return types.int64(packet, types.int64), load
+
+    overload(rx_known)(lambda packet: lambda packet: _known(packet, word))
     # Without FORWARD's check, which the loop makes too.
     overload(FORWARD)(lambda port: lambda port: FORWARD_0 | port)

@@ -5,6 +5,7 @@ Nothing here touches the system. The limits are the kernel's and are named in th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,9 @@ BULK = 64
 
 Mode = Literal["auto", "copy", "zero-copy"]
 Transmit = Literal["auto", "socket", "live"]
+RxMetadataName = Literal["hash", "timestamp", "vlan", "arrival"]
+#: What may be known of a received packet beside its bytes; bit i of C's `present` is the i-th (bpf/rx_metadata.h).
+RX_METADATA: tuple[RxMetadataName, ...] = ("hash", "timestamp", "vlan", "arrival")
 
 
 def is_power_of_two(value: int) -> bool:
@@ -98,6 +102,9 @@ class PortConfig:
             (SO_PREFER_BUSY_POLL, SO_BUSY_POLL in microseconds; the calls never wait). Of use with
             `Options.napi_defer_hard_irqs` and `gro_flush_timeout`, which keep the interrupts off; see docs/workers.md.
         busy_poll_budget: packets one such call may handle (SO_BUSY_POLL_BUDGET).
+        rx_metadata: what to learn of each packet from its device, for `Batch.rx_metadata`: ``"hash"``, ``"timestamp"``
+            (by the device's clock), ``"vlan"`` (a tag that the device took off); and ``"arrival"``, the kernel's time
+            at which the XDP program saw the packet, which every device has. See docs/metadata.md.
 
     Raises:
         RingSizeError: a ring size the kernel would refuse, or a fill level that does not fit the ring.
@@ -116,6 +123,7 @@ class PortConfig:
     bind_timeout: float = 1.0
     busy_poll_us: int = 0
     busy_poll_budget: int = 64
+    rx_metadata: tuple[RxMetadataName, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("fill_size", "comp_size", "rx_size", "tx_size"):
@@ -145,11 +153,32 @@ class PortConfig:
             raise ConfigError(f"transmit {self.transmit!r} is unknown", hint='choose "auto", "socket", "live" or False')
         if not (self.receive or self.transmit):
             raise ConfigError("a port that neither receives nor sends is of no use", hint="set receive or transmit")
+        object.__setattr__(self, "rx_metadata", check_rx_metadata(self.rx_metadata))
 
     @property
     def frames_needed(self) -> int:
         """Frames this port needs to run: those it keeps in FILL, and a bulk to work with."""
         return (self.fill_level if self.receive else min(self.fill_level, BULK)) + BULK
+
+
+def check_rx_metadata(names: Iterable[str]) -> tuple[RxMetadataName, ...]:
+    """Return these kinds of metadata, each once and in one order, or raise ConfigError."""
+    asked = set(names)
+    if isinstance(names, str) or not asked <= set(RX_METADATA):
+        raise ConfigError(
+            f"rx_metadata {names!r} is not possible", hint=f"name some of {', '.join(RX_METADATA)}, in a tuple"
+        )
+    return tuple(name for name in RX_METADATA if name in asked)
+
+
+def rx_metadata_bits(names: Iterable[str]) -> int:
+    """These kinds of metadata as C and BPF have them."""
+    return sum(1 << at for at, name in enumerate(RX_METADATA) if name in set(names))
+
+
+def rx_metadata_names(number: int) -> tuple[RxMetadataName, ...]:
+    """The reverse of `rx_metadata_bits`."""
+    return tuple(name for at, name in enumerate(RX_METADATA) if number >> at & 1)
 
 
 def check_batch(batch: int) -> int:

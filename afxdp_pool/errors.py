@@ -85,6 +85,10 @@ class ModeUnsupportedError(AfXdpError):
     """The driver cannot do what was demanded (zero-copy, native XDP)."""
 
 
+class MetadataUnsupportedError(ModeUnsupportedError):
+    """The driver, or the way its packets come or go, has not the metadata that was asked for."""
+
+
 class ProgramBusyError(AfXdpError):
     """An XDP program that is not ours to replace is attached to the network device."""
 

@@ -56,7 +56,7 @@ class Owner:
         return _start_time(self.pid) == self.start_time
 
     def pack(self) -> bytes:
-        """The record as bpf/xdp_redirect.bpf.c has it."""
+        """The record as bpf/redirect.h has it."""
         return _OWNER.pack(_MAGIC, self.start_time, self.pid, self.pid_namespace)
 
     @classmethod

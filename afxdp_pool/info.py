@@ -87,6 +87,7 @@ class XdpInfo:
         attach: ``"link"`` or ``"libxdp"``.
         fallback_reason: why the mode is generic although native was tried, else None.
         rules: the filter; empty: every packet.
+        rx_metadata: what it tells of each packet beside its bytes.
     """
 
     netdev: str
@@ -98,6 +99,7 @@ class XdpInfo:
     attach: str
     fallback_reason: str | None
     rules: tuple[Rule, ...]
+    rx_metadata: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,7 @@ def _xdp_info(program: XdpProgram) -> XdpInfo:
         program.attach_kind,
         program.fallback_reason,
         program.rules,
+        program.rx_metadata,
     )
 
 

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 from afxdp_pool import knobs, wire
 from afxdp_pool import netdev as netdevs
 from afxdp_pool._native import ffi, lib
-from afxdp_pool.binding import borrow_program, check_place, native_config, open_error
+from afxdp_pool.binding import borrow_program, check_place, check_told, native_config, open_error
 from afxdp_pool.config import PortConfig
 from afxdp_pool.errors import (
     AfXdpError,
     BrokerError,
     ConfigError,
     MemoryLimitError,
+    MetadataUnsupportedError,
     ModeUnsupportedError,
     ProgramBusyError,
     QueueBusyError,
@@ -48,7 +49,10 @@ def open_here(port: Port, where: netdevs.Netdev, program: XdpProgram | None) -> 
     if port.config.transmit in ("auto", "live"):
         set_live(port, where)
     if port.config.receive:
-        port._program = port._inlet = program or borrow_program(port.netdev, port._netns)
+        wanted = port.config.rx_metadata
+        if program is not None:
+            check_told(port.name, program.rx_metadata, wanted)
+        port._program = port._inlet = program or borrow_program(port.netdev, port._netns, rx_metadata=wanted)
         port._borrowed = program is None
     elif lib.afp_port_zero_copy(port.native) == 1:
         _let_driver_send(port)
@@ -73,6 +77,10 @@ def open_via(port: Port, path: str | os.PathLike[str]) -> None:
         return
     where = check_place(port.netdev, port.queue, None)
     config = port.config
+    if config.receive and config.rx_metadata:
+        raise MetadataUnsupportedError(
+            "the XDP program is a device plugin's, which tells nothing of packets", subject=port.name
+        )
     lease = MapLease(connection, port.netdev) if config.receive or config.busy_poll_us else None
     bind(port, replace(config, busy_poll_us=0))  # setting it needs CAP_NET_ADMIN: the other side does
     if lease is not None and config.busy_poll_us:

@@ -378,6 +378,7 @@ def _program(netdev: str, options: Options) -> Iterator[XdpProgram]:
         attach=options.attach,
         force=options.force,
         rules=tuple(options.rules),
+        rx_metadata=options.port_of(netdev).rx_metadata,
     )
     try:
         yield program

@@ -65,6 +65,7 @@ class PortInfo:
         program_id: the XDP program it receives through, None without one.
         bus: the address of the hardware behind it; empty without, or when it is a broker's to know.
         numa_node: the NUMA node of the hardware; None: it has none, or it is not known.
+        rx_metadata: what it learns of received packets beside their bytes.
     """
 
     netdev: str
@@ -85,6 +86,7 @@ class PortInfo:
     program_id: int | None = None
     bus: str = ""
     numa_node: int | None = None
+    rx_metadata: tuple[str, ...] = ()
 
 
 class Port(Waiting):
@@ -110,6 +112,7 @@ class Port(Waiting):
         QueueBusyError: another socket has the queue, and kept it for ``config.bind_timeout`` seconds.
         PrivilegeError, MemoryLimitError, ModeUnsupportedError, NotEnoughFramesError: the means are lacking; also for
             live transmit, if `config` demands it.
+        MetadataUnsupportedError: the driver does not tell what `config` asks to learn of packets.
         ProgramBusyError, ProgramLoadError: see `XdpProgram`.
         BrokerError: whoever listens at `via` cannot be reached, or makes no sense.
         WrongThreadError: the pool is bound to another thread.
@@ -220,7 +223,11 @@ class Port(Waiting):
         port = lib.afp_port_new(self.pool.umem.table, pool, level)
         if port == ffi.NULL:
             raise MemoryLimitError("no memory, or more than 254 ports on one Umem", subject=self.name)
-        return ffi.gc(port, lib.afp_port_forget)  # other threads may look at its counters while it is closed
+        port = ffi.gc(port, lib.afp_port_forget)  # other threads may look at its counters while it is closed
+        if self.config.receive and self.config.rx_metadata and lib.afp_port_want_metadata(port):
+            lib.afp_port_end(port)
+            raise MemoryLimitError("no memory for what is known of packets", subject=self.name)
+        return port
 
     def check(self) -> None:
         """Raise if no packet can come or go any more.
@@ -333,6 +340,7 @@ class Port(Waiting):
             self._program.id if self._program else None,
             self._where.bus if self._where else "",
             self._where.numa_node if self._where else None,
+            c.rx_metadata if c.receive else (),
         )
 
     def resume(self) -> None:

@@ -22,8 +22,9 @@ from types import TracebackType
 from typing import Literal
 
 from afxdp_pool import hook as xdp
-from afxdp_pool import netdev
+from afxdp_pool import metadata, netdev
 from afxdp_pool.bpf import BpfMap, BpfObject, program_info
+from afxdp_pool.config import RxMetadataName, check_rx_metadata
 from afxdp_pool.errors import (
     AfXdpError,
     ConfigError,
@@ -75,12 +76,15 @@ class XdpProgram:
             dispatcher with other programs is on the device already.
         force: replace whatever is attached.
         rules: the filter, see `set_rules`.
+        rx_metadata: what it tells of each packet it gives to a socket, see `PortConfig`. What only the driver knows
+            takes native mode and a BPF link.
 
     Attributes:
         mode: ``"native"`` or ``"generic"``, what was granted.
         fallback_reason: why `mode` is generic although native was tried, else None.
         attach_kind: ``"link"`` or ``"libxdp"``.
         netdev: the device as it was at construction.
+        rx_metadata: what it tells of each packet.
         id: the program's number in the kernel.
         loaded: what the kernel told of it when it was loaded.
 
@@ -88,6 +92,7 @@ class XdpProgram:
         NoSuchInterfaceError, NoSuchNamespaceError: there is no such device.
         ProgramBusyError: a program is attached that is not ours, or whose process lives; the text names it.
         ModeUnsupportedError: the mode demanded was refused by the driver.
+        MetadataUnsupportedError: the driver does not tell that, or not to a program in that mode or place.
         PrivilegeError: needs CAP_NET_ADMIN and CAP_BPF (and CAP_SYS_ADMIN for `netns`).
         ProgramLoadError: the kernel refused the program.
         ConfigError: a bad argument or rule.
@@ -104,6 +109,7 @@ class XdpProgram:
         attach: Literal["auto", "link", "libxdp"] = "auto",
         force: bool = False,
         rules: Sequence[Rule] = (),
+        rx_metadata: Sequence[RxMetadataName] = (),
     ) -> None:
         if mode not in ("auto", "native", "generic"):
             raise ConfigError(f"mode is auto, native or generic, not {mode!r}", subject=netdev_name)
@@ -111,7 +117,9 @@ class XdpProgram:
             raise ConfigError(f"attach is auto, link or libxdp, not {attach!r}", subject=netdev_name)
         self._rules = tuple(rules)
         pack_rules(self._rules)
+        self.rx_metadata = check_rx_metadata(rx_metadata)
         self.netdev = netdev.find(netdev_name, netns)
+        metadata.check_driver(self.netdev, self.rx_metadata, mode, attach)
         self.fallback_reason: str | None = None
         self._wanted_mode, self._wanted_attach, self._force = mode, attach, force
         self._process = os.getpid()
@@ -176,7 +184,12 @@ class XdpProgram:
 
     def _attach(self, hook: xdp.Hook) -> str:
         joining = bool(hook.parts)
+        tied = bool(metadata.of_driver(self.rx_metadata))
+        if joining:
+            metadata.check_driver(self.netdev, self.rx_metadata, "native", "libxdp")
         modes = ["native", "generic"] if self._wanted_mode == "auto" else [str(self._wanted_mode)]
+        if tied:
+            modes = ["native"]
         if joining and self._wanted_mode != "generic" and hook.mode in modes:
             modes = [hook.mode]
         for mode in modes:
@@ -215,7 +228,7 @@ class XdpProgram:
 
     def _attach_in(self, mode: str, *, by_libxdp: bool) -> None:
         """Load a fresh program, because a refused one cannot change its kind, and attach it."""
-        program = BpfObject("xdp_redirect")
+        program = metadata.redirect_object(self.rx_metadata, _PROGRAM, self.netdev.index)
         try:
             program.resize("xsks", max(_LEAST_QUEUES, self.netdev.rx_queues))
             record = xdp.Owner.current().pack()

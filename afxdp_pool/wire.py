@@ -14,7 +14,7 @@ import os
 import socket
 from dataclasses import dataclass, field
 
-from afxdp_pool.config import Mode, PortConfig, UmemConfig
+from afxdp_pool.config import Mode, PortConfig, UmemConfig, rx_metadata_bits, rx_metadata_names
 from afxdp_pool.errors import BrokerError, ConfigError
 
 VERSION = "0.1"
@@ -176,6 +176,8 @@ class SocketRequest:
             "busy_poll_us": p.busy_poll_us,
             "busy_poll_budget": p.busy_poll_budget,
         }
+        if p.receive and p.rx_metadata:  # a broker that never heard of it need not
+            numbers["rx_metadata"] = rx_metadata_bits(p.rx_metadata)
         return line(SOCKET, self.netdev, self.queue, p.mode, *(f"{name}={value}" for name, value in numbers.items()))
 
     @classmethod
@@ -191,7 +193,7 @@ class SocketRequest:
         numbers: dict[str, int] = {}
         for word in rest:
             name, equals, value = word.partition("=")
-            if name not in _NUMBERS or name in numbers or not equals:
+            if name not in _NUMBERS | _MORE or name in numbers or not equals:
                 raise ConfigError(f"{word!r} is no part of {SOCKET}, or there twice")
             numbers[name] = _number(value)
         if missing := _NUMBERS - numbers.keys():
@@ -219,6 +221,7 @@ class SocketRequest:
                 transmit="socket" if n["tx"] else False,
                 busy_poll_us=n["busy_poll_us"],
                 busy_poll_budget=n["busy_poll_budget"],
+                rx_metadata=rx_metadata_names(n.get("rx_metadata", 0)),
             ),
             message.stock,
         )
@@ -228,6 +231,7 @@ _NUMBERS = frozenset(
     {"frames", "frame_size", "headroom", "fill", "comp", "rx", "tx"}
     | {"need_wakeup", "tx_budget", "busy_poll_us", "busy_poll_budget"}
 )
+_MORE = frozenset({"rx_metadata"})
 
 
 def _number(text: str) -> int:

@@ -7,7 +7,11 @@
 /* The next generation would be 0, which is never given out: 1 it is. A claim of that number is of a life 65535 lives ago. */
 void afp_wrap_generation(struct afp_table *t, uint32_t frame, uint64_t *w)
 {
+	struct afp_rx_metadata *known = __atomic_load_n(&t->known, __ATOMIC_RELAXED);
+
 	*w += AFP_ONE_GEN;
+	if (known)
+		known[frame].magic = 0;
 	atomic_store_explicit(&t->returned[frame], 0, memory_order_relaxed);
 	atomic_store_explicit(&t->completed[frame], 0, memory_order_relaxed);
 }

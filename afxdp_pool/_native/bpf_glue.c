@@ -58,6 +58,12 @@ struct bpf_object *afp_object_open(const void *data, size_t size, const char *na
 	return bpf_object__open_mem(data, size, &options);
 }
 
+int afp_program_bind(struct bpf_program *program, uint32_t ifindex)
+{
+	bpf_program__set_ifindex(program, ifindex);
+	return bpf_program__set_flags(program, bpf_program__flags(program) | BPF_F_XDP_DEV_BOUND_ONLY);
+}
+
 int afp_prog_info(int fd, struct afp_prog_info *out)
 {
 	struct bpf_prog_info info = {0};

@@ -12,6 +12,10 @@
 
 #define AFP_MAX_MAP_IDS 32
 
+#ifndef BPF_F_XDP_DEV_BOUND_ONLY /* Linux 6.3 */
+#define BPF_F_XDP_DEV_BOUND_ONLY (1U << 6)
+#endif
+
 struct afp_prog_info {
 	uint32_t id;
 	uint32_t type;
@@ -61,6 +65,8 @@ void afp_bpf_log_start(void);
 const char *afp_bpf_log(void);
 
 struct bpf_object *afp_object_open(const void *data, size_t size, const char *name);
+/* Load it for that device alone, so that it may ask the driver for metadata (Linux 6.3). */
+int afp_program_bind(struct bpf_program *program, uint32_t ifindex);
 int afp_prog_info(int fd, struct afp_prog_info *out);
 int afp_map_info(int fd, struct afp_map_info *out);
 int afp_link_info(int fd, struct afp_link_info *out);

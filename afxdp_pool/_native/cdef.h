@@ -13,7 +13,10 @@
 #define XDP_USE_NEED_WAKEUP ...
 
 /* table.h */
-struct afp_table { uint32_t nframes; uint32_t nfree; uint32_t frame_size; uint32_t headroom; uint64_t foreign_puts; ...; };
+struct afp_rx_metadata;
+#define AFP_RX_TIMESTAMP ...
+#define AFP_RX_ARRIVAL ...
+struct afp_table { uint32_t nframes; uint32_t nfree; uint32_t frame_size; uint32_t headroom; uint64_t foreign_puts; struct afp_rx_metadata *known; ...; };
 struct afp_desc { uint64_t addr; uint32_t len; uint16_t options; uint16_t gen; };
 int afp_table_init(struct afp_table *t, void *area, uint32_t nframes, uint32_t frame_size, uint32_t headroom);
 void afp_table_fini(struct afp_table *t);
@@ -127,7 +130,7 @@ extern "Python" int afp_python_run(struct afp_live *live, uint32_t n, uint32_t l
 /* tap.h */
 enum afp_way { AFP_IN, AFP_OUT };
 struct afp_tap_ring { uint8_t *data; uint64_t size; uint64_t head; uint64_t tail; };
-struct afp_tap { struct afp_tap_ring *ring; uint32_t interface, queue; uint32_t snaplen; uint32_t ways; uint64_t taken, dropped; };
+struct afp_tap { struct afp_tap_ring *ring; uint32_t interface, queue; uint32_t snaplen; uint32_t ways; uint32_t stamp; uint64_t tai_ahead_ns; uint64_t taken, dropped; };
 void afp_port_set_tap(struct afp_port *port, struct afp_tap *tap);
 uint64_t afp_tap_take(struct afp_tap_ring *ring, uint8_t *out, uint64_t size);
 void afp_tap_counts(const struct afp_tap *tap, uint64_t *out);
@@ -220,6 +223,16 @@ void afp_load(const struct afp_packets *p, const uint32_t *base, uint32_t offset
 uint32_t afp_store(const struct afp_packets *p, const uint32_t *base, uint32_t offset, uint32_t width, int swap, const void *values, const uint8_t *where);
 uint32_t afp_swap_macs(const struct afp_packets *p, const uint8_t *where);
 void afp_five_tuples(const struct afp_packets *p, const struct afp_five_tuple *out);
+
+/* metadata.h */
+struct afp_rx_columns {
+	uint64_t *timestamp, *arrival;
+	uint32_t *hash;
+	uint16_t *hash_type, *vlan_tci, *vlan_proto;
+	uint8_t *has_hash, *has_timestamp, *has_vlan, *has_arrival;
+};
+int afp_port_want_metadata(struct afp_port *port);
+void afp_rx_columns(const struct afp_table *t, const struct afp_desc *descs, uint32_t n, const struct afp_rx_columns *out);
 
 /* headers.h */
 enum afp_header { AFP_ETH, AFP_VLAN, AFP_ARP, AFP_IPV4, AFP_IPV6, AFP_TCP, AFP_UDP, AFP_ICMP, AFP_ICMPV6 };

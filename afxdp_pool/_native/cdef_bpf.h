@@ -116,6 +116,7 @@ struct afp_run {
 void afp_bpf_log_start(void);
 const char *afp_bpf_log(void);
 struct bpf_object *afp_object_open(const void *data, size_t size, const char *name);
+int afp_program_bind(struct bpf_program *program, uint32_t ifindex);
 int afp_prog_info(int fd, struct afp_prog_info *out);
 int afp_map_info(int fd, struct afp_map_info *out);
 int afp_link_info(int fd, struct afp_link_info *out);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Frames between a pool and the kernel's rings: see port.h. */
-#include "port.h"
+#include "metadata.h"
 
 #include <stdlib.h>
 
@@ -77,6 +77,8 @@ uint32_t afp_port_receive(struct afp_port *port, struct afp_desc *out, uint32_t 
 	bump(&port->stat[P_RX_BYTES], bytes);
 	if (unlikely(good < n))
 		bump(&port->stat[P_RX_BAD], n - good);
+	if (unlikely(port->wants_metadata))
+		afp_port_learn(port, out, good);
 	if (unlikely(port_tapped(port)))
 		afp_port_tap(port, out, good, AFP_IN);
 	return good;

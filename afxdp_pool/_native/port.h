@@ -50,6 +50,7 @@ struct afp_port {
 	int fd;              /* -1: rings in plain memory */
 	int error;           /* errno of the last kick that failed for good */
 	bool busy_poll;      /* the socket's calls run the driver's NAPI: they are made in every round */
+	bool wants_metadata; /* of the packets it receives: metadata.h */
 	struct xsk_ring_prod fill, tx;
 	struct xsk_ring_cons rx, comp;
 	struct afp_live *live; /* NULL: everything goes by the socket */

@@ -59,6 +59,7 @@ void afp_table_fini(struct afp_table *t)
 	free((void *)t->returned);
 	free((void *)t->completed);
 	free((void *)t->fragments);
+	free(t->known);
 	free(t->free_list);
 	memset(t, 0, sizeof(*t));
 }

@@ -150,6 +150,7 @@ struct afp_table {
 	_Atomic uint16_t *returned;  /* [nframes] generation last claimed by a remote put, 0 = none */
 	_Atomic uint16_t *completed; /* [nframes] generation last posted by a completion in another thread, 0 = none */
 	_Atomic uint64_t *fragments; /* [nframes] a bit for each fragment the application holds; made when first needed */
+	struct afp_rx_metadata *known; /* [nframes] `magic`: of which of the frame's lives, 0 = none; made when first needed */
 
 	/* Control path: pools and ports come and go, frames move between the free list and the pools in bulk. */
 	_Alignas(64) pthread_mutex_t lock;

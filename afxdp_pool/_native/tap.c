@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Packets copied into pcapng blocks: see tap.h. */
-#include "port.h"
+#include "metadata.h"
 
 #include <sched.h>
 #include <string.h>
@@ -30,6 +30,16 @@ static uint64_t put(const struct afp_tap_ring *ring, uint64_t at, const void *fr
 	return at + n;
 }
 
+/* When the packet came, as far as that is asked for and known; else when its batch did. */
+static uint64_t time_of(const struct afp_tap *tap, const struct afp_table *t, const struct afp_desc *desc, uint64_t now)
+{
+	const struct afp_rx_metadata *known = afp_rx_known(t, desc);
+
+	if (!known || !(known->present & tap->stamp))
+		return now;
+	return tap->stamp == AFP_RX_TIMESTAMP ? known->timestamp : known->arrival - tap->tai_ahead_ns;
+}
+
 static void copy(struct afp_tap *tap, const struct afp_table *t, const struct afp_desc *descs, uint32_t n, enum afp_way way)
 {
 	struct afp_tap_ring *ring = tap->ring;
@@ -41,12 +51,13 @@ static void copy(struct afp_tap *tap, const struct afp_table *t, const struct af
 	now = (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
 	for (uint32_t i = 0; i < n; i++) {
 		const uint32_t captured = descs[i].len < tap->snaplen ? descs[i].len : tap->snaplen, padding = -captured & 3, none = 0;
+		const uint64_t when = tap->stamp && way == AFP_IN ? time_of(tap, t, &descs[i], now) : now;
 		const uint32_t length = (uint32_t)(sizeof(struct block_head) + captured + padding + sizeof(struct block_tail));
 
 		if (head + length - tail > ring->size)
 			continue; /* a shorter one may still fit */
-		head = put(ring, head, &(struct block_head){PACKET_BLOCK, length, tap->interface, (uint32_t)(now >> 32),
-							    (uint32_t)now, captured, descs[i].len}, sizeof(struct block_head));
+		head = put(ring, head, &(struct block_head){PACKET_BLOCK, length, tap->interface, (uint32_t)(when >> 32),
+							    (uint32_t)when, captured, descs[i].len}, sizeof(struct block_head));
 		head = put(ring, head, t->area + descs[i].addr, captured);
 		head = put(ring, head, &none, padding);
 		head = put(ring, head, &(struct block_tail){OPTION_FLAGS, 4, way == AFP_IN ? 1 : 2, OPTION_QUEUE, 4, tap->queue, 0,

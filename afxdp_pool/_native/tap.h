@@ -3,7 +3,8 @@
  * A tap: copies of the packets that a port receives and sends, for another thread to write to a file.
  *
  * They lie in a ring as pcapng Enhanced Packet Blocks (draft-ietf-opsawg-pcapng, section 4.3), ready to be written as they are. The
- * port's thread never waits: a packet the ring has no room for is dropped here, and counted. Timestamps are the time of the batch.
+ * port's thread never waits: a packet the ring has no room for is dropped here, and counted. Timestamps are the time of the batch, or
+ * what is known of each packet received.
  *
  * Concurrency: one thread puts blocks into a ring, that of the ports whose taps share it; one takes them out.
  */
@@ -29,6 +30,8 @@ struct afp_tap {
 	uint32_t interface, queue; /* as the blocks name them */
 	uint32_t snaplen;
 	uint32_t ways;             /* 1 << AFP_IN, 1 << AFP_OUT */
+	uint32_t stamp;            /* AFP_RX_TIMESTAMP, AFP_RX_ARRIVAL, or 0: which time, where it is known */
+	uint64_t tai_ahead_ns;     /* of CLOCK_REALTIME */
 	uint64_t taken, dropped;   /* packets */
 };
 

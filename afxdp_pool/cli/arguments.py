@@ -14,7 +14,7 @@ from typing import Literal
 
 from afxdp_pool import Options, PortConfig, Rule, __version__
 from afxdp_pool.cli.usage import Parser
-from afxdp_pool.config import Mode, Transmit
+from afxdp_pool.config import RX_METADATA, Mode, RxMetadataName, Transmit, check_rx_metadata
 from afxdp_pool.errors import ConfigError
 from afxdp_pool.forwarder import SPIN
 from afxdp_pool.routes import mac
@@ -193,6 +193,14 @@ def cpu_list(text: str) -> tuple[int, ...]:
     return tuple(cpus)
 
 
+def metadata_names(text: str) -> tuple[RxMetadataName, ...]:
+    """Kinds of metadata from ``"hash,arrival"``."""
+    try:
+        return check_rx_metadata([name.strip() for name in text.split(",")])
+    except ConfigError:
+        raise argparse.ArgumentTypeError(f"{text!r}: write some of {','.join(RX_METADATA)}") from None
+
+
 def worker_count(text: str) -> int | Literal["queues"]:
     """A number of workers, or ``"queues"``."""
     return "queues" if text == "queues" else count(text)
@@ -262,6 +270,7 @@ def _port(mode: Mode, args: argparse.Namespace) -> PortConfig:
         fill_level=level,
         busy_poll_us=args.busy_poll or 0,
         busy_poll_budget=args.busy_poll_budget,
+        rx_metadata=getattr(args, "rx_metadata", ()),
     )
 
 
@@ -415,6 +424,8 @@ def _add_path(command: argparse.ArgumentParser, *, receives: bool = True, sends:
     add("--capture", metavar="FILE", help="write what is received and sent; Wireshark opens it")
     add("--capture-packets", metavar="N", type=some, help="stop capturing after so many; default: no end")
     add("--capture-snaplen", metavar="BYTES", type=count, default=65535, help="of each packet; default: all")
+    add("--capture-stamps", choices=("batch", "arrival", "timestamp"),
+        help="the time of a received packet; the last two take --rx-metadata. Default arrival, if learnt")  # fmt: skip
     add("--capture-direction", choices=("in", "out", "both"), default="both", help="default both")
     add("--capture-rule", metavar="RULE", type=rule, action="append", default=[],
         help="only these packets, as --rule; again for more")  # fmt: skip
@@ -453,6 +464,8 @@ def add_hook(mode: argparse._ArgumentGroup) -> None:
         help="how to take the XDP hook: by a BPF link (default), or through libxdp beside other programs",
     )
     mode.add_argument("--force", action="store_true", help="replace an XDP program that is not ours")
+    mode.add_argument("--rx-metadata", metavar="LIST", type=metadata_names, default=(),
+        help=f"what to learn of packets beside their bytes: {','.join(RX_METADATA)}; see docs/metadata.md")  # fmt: skip
 
 
 def add_filter(command: argparse.ArgumentParser) -> None:

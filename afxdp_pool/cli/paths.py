@@ -138,6 +138,7 @@ def open_capture(args: argparse.Namespace, forwarder: ap.Runner) -> Capture | No
         packets=args.capture_packets,
         direction=args.capture_direction,
         rules=args.capture_rule,
+        stamps=args.capture_stamps,
     )
 
 

@@ -68,7 +68,14 @@ def run(args: argparse.Namespace) -> int:
         listener = passed_listener() or stack.enter_context(Listener(args.socket, allowed)).socket
         programs = {
             name: stack.enter_context(
-                XdpProgram(name, mode=args.xdp_mode, attach=args.attach, force=args.force, rules=args.rules)
+                XdpProgram(
+                    name,
+                    mode=args.xdp_mode,
+                    attach=args.attach,
+                    force=args.force,
+                    rules=args.rules,
+                    rx_metadata=args.rx_metadata,
+                )
             )
             for name in dict.fromkeys(args.interfaces)
         }

@@ -48,6 +48,37 @@ struct afp_desc {
 };
 
 /*
+ * What is known of a packet beside its bytes, on ports that were opened with rx_metadata. `present` says what of it: the rest is 0.
+ */
+#define AFP_RX_HASH 1
+#define AFP_RX_TIMESTAMP 2
+#define AFP_RX_VLAN 4
+#define AFP_RX_ARRIVAL 8
+
+struct afp_rx_metadata {
+	uint64_t timestamp; /* by the device's clock, ns */
+	uint64_t arrival; /* CLOCK_TAI, ns: when the XDP program saw it */
+	uint32_t hash; /* the device's */
+	uint16_t hash_type; /* enum xdp_rss_hash_type of the kernel */
+	uint16_t vlan_tci; /* of a tag that the device took off */
+	uint16_t vlan_proto; /* 0x8100 or 0x88a8, in the machine's byte order */
+	uint16_t present;
+	uint32_t magic;
+};
+
+/*
+ * That of a packet as a handler gets it: it lies right before the packet, and is lost with whatever is written there. To be
+ * asked only of packets of a port with rx_metadata: of others it is any bytes.
+ */
+static inline struct afp_rx_metadata afp_rx_metadata(const uint8_t *packet)
+{
+	struct afp_rx_metadata found;
+
+	__builtin_memcpy(&found, packet - sizeof(found), sizeof(found));
+	return found;
+}
+
+/*
  * Called once a batch: n packets in `descs`, which lie in `size` bytes at `umem`; a verdict for each into `verdicts`, all DROP
  * before the call; `port`, the number of the port they came from; `user`, what Python gave, or NULL.
  */

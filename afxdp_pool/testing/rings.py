@@ -8,7 +8,7 @@ over, except where a method says that it is hostile.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from afxdp_pool._native import ffi
 from afxdp_pool.config import PACKET_HEADROOM
 from afxdp_pool.errors import ConfigError, ForeignFrameError
+from afxdp_pool.metadata import pack_record
 from afxdp_pool.port import Port
 from afxdp_pool.testing import packets as test_packets
 
@@ -139,12 +140,22 @@ class FakeKernel:
         """
         return self._consume(_FILL, n)
 
-    def deliver(self, packets: int | Sequence[bytes], headroom: int = PACKET_HEADROOM) -> int:
+    def deliver(
+        self,
+        packets: int | Sequence[bytes],
+        headroom: int = PACKET_HEADROOM,
+        *,
+        metadata: Mapping[str, int] | None = None,
+    ) -> int:
         """Receive packets, or so many test packets of 64 bytes, numbered on (see `afxdp_pool.testing.packets`).
 
         Each takes one frame from FILL and is written at the Umem's headroom + `headroom` bytes. Without a frame, or
         without room in RX, it is dropped and counted, as the kernel does. Returns how many were delivered.
+
+        With `metadata` the XDP program has told that of each, by the names of `RxColumns`, such as ``{"hash": 7}``; for
+        a port whose `PortConfig.rx_metadata` asks for it.
         """
+        record = np.frombuffer(b"" if metadata is None else pack_record(metadata), np.uint8)
         if isinstance(packets, int):
             numbers = range(self._serial, self._serial + packets)
             self._serial += packets
@@ -158,6 +169,7 @@ class FakeKernel:
                 self.rx_ring_full += 1
             else:
                 addr = self.take_fill(1)[0] + start
+                self.umem.data[addr - len(record) : addr] = record
                 self.umem.data[addr : addr + len(packet)] = np.frombuffer(packet, np.uint8)
                 self.push_rx(addr, len(packet))
                 delivered += 1

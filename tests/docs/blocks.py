@@ -47,7 +47,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from afxdp_pool import Umem
+from afxdp_pool import Umem, include_dir
 from afxdp_pool.cli import arguments
 from afxdp_pool.netdev import in_netns
 from afxdp_pool.testing import Lab, Sink, Source
@@ -291,7 +291,8 @@ class Page:
             self.run_console(block)
         elif block.language == "c":
             source = f"#include <stdint.h>\n#line {block.line}\n{block.text}"
-            subprocess.run(["gcc", "-fsyntax-only", "-xc", "-"], input=source, text=True, check=True)
+            compiler = ["gcc", "-fsyntax-only", f"-I{include_dir()}", "-xc", "-"]
+            subprocess.run(compiler, input=source, text=True, check=True)
         elif block.language in ("json", "toml", "yaml", "ini"):
             parse_data(block)
         elif block.code:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -114,7 +115,7 @@ def test_classes_that_do_something_say_which_thread_may_use_them() -> None:
     silent = [
         name
         for name, made in CLASSES.items()
-        if not issubclass(made, (BaseException, tuple))
+        if not issubclass(made, (BaseException, tuple, Enum))
         and not dataclasses.is_dataclass(made)
         and "Concurrency:" not in (made.__doc__ or "")
     ]

@@ -27,7 +27,7 @@ static void blocks_are_whole_across_the_wrap(struct afp_table *t)
 	struct afp_port *port = fake_port(t, p, 32, 32);
 	uint8_t data[RING], out[RING];
 	struct afp_tap_ring ring = ring_of(data, RING - 10);
-	struct afp_tap tap = {&ring, 7, 3, 65, 3, 0, 0};
+	struct afp_tap tap = {&ring, 7, 3, 65, 3, 0, 0, 0, 0};
 	struct afp_refusals refused = {0};
 	uint32_t starts[RING / OVERHEAD + 1];
 	struct afp_desc d[64];
@@ -75,7 +75,7 @@ static void what_does_not_fit_is_dropped_and_counted(struct afp_table *t)
 	struct afp_port *port = fake_port(t, p, 64, 64);
 	uint8_t data[RING], out[RING];
 	struct afp_tap_ring ring = ring_of(data, 0);
-	struct afp_tap tap = {&ring, 0, 0, 4096, 1 << AFP_IN, 0, 0};
+	struct afp_tap tap = {&ring, 0, 0, 4096, 1 << AFP_IN, 0, 0, 0, 0};
 	struct afp_refusals refused = {0};
 	struct afp_desc d[64];
 	uint64_t counts[2];
@@ -120,7 +120,7 @@ static void *tap_again_and_again(void *user)
 
 		CHECK(ring && tap && data && out);
 		*ring = ring_of(data, RING / 2);
-		*tap = (struct afp_tap){ring, 1, 0, 64, 1 << AFP_IN, 0, 0};
+		*tap = (struct afp_tap){ring, 1, 0, 64, 1 << AFP_IN, 0, 0, 0, 0};
 		afp_port_set_tap(port, tap);
 		for (int i = 0; i < 100; i++) {
 			got = afp_tap_take(ring, out, RING);

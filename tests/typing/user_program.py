@@ -19,8 +19,17 @@ def udp_only(batch: ap.Batch) -> Verdicts:
     flow: ap.FiveTuple = batch.five_tuple()
     wanted = (flow.proto == 17) & (flow.dport == 53)
     batch.swap_macs(where=flow.protocol == 17)  # mistake: FiveTuple has proto
+    known: ap.RxColumns = batch.rx_metadata()
+    wanted &= known.has_hash & (known.hash_type & ap.RxHashType.L4 != 0)
+    print(known.received)  # mistake: RxColumns has arrival
     np.multiply(wanted, np.uint8(ap.TX), out=batch.verdicts)
     return batch.verdicts
+
+
+def one_packet(packet: npt.NDArray[np.uint8]) -> int:
+    """What a compiled handler may do."""
+    known: ap.RxKnown = ap.rx_known(packet)
+    return ap.DROP if known.has_vlan else ap.TX
 
 
 def by_name(batch: ap.Batch) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from afxdp_pool import Batch, Port
@@ -39,8 +39,10 @@ class Doorbell(FakeKernel):
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.bell)
 
-    def deliver(self, packets: int | Sequence[bytes], headroom: int = 256) -> int:
-        done = super().deliver(packets, headroom)
+    def deliver(
+        self, packets: int | Sequence[bytes], headroom: int = 256, *, metadata: Mapping[str, int] | None = None
+    ) -> int:
+        done = super().deliver(packets, headroom, metadata=metadata)
         if done:
             os.eventfd_write(self.bell, 1)
         return done

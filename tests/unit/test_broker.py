@@ -56,6 +56,7 @@ class Program:
     """What a broker asks of an XDP program."""
 
     mode = "native"
+    rx_metadata = ()
 
     def __init__(self) -> None:
         self.netdev = netdev.find("lo")

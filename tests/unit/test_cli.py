@@ -146,6 +146,7 @@ def test_what_makes_no_sense_is_a_usage_error(line: str, capsys: pytest.CaptureF
         ("drop -i a --ring-size 0", "a ring has a power of two of entries, such as 2048, not 0"),
         ("tx -i a --count 0", "0 of them is nothing to do: leave it away for no end"),
         ("drop -i a --capture x --capture-packets 0", "0 of them is nothing to do"),
+        ("drop -i a --rx-metadata hash,rss", "'hash,rss': write some of hash,timestamp,vlan,arrival"),
     ],
 )
 def test_what_a_newcomer_types_wrongly_is_answered_in_two_lines(

@@ -365,7 +365,8 @@ def test_a_capture_beside_a_forward(lab: Lab, tmp_path: Path) -> None:
     left, right = lab.veth("l"), lab.veth("r")
     path = tmp_path / "forward.pcapng"
     words = ["-i", left.near.name, "-o", right.near.name, "--netns", left.near.netns, "--capture", str(path)]
-    with Sink(right.far) as sink, running("forward", *words, "--capture-rule", "protocol=udp,port=9") as forward:
+    words += ["--capture-rule", "protocol=udp,port=9", "--rx-metadata", "arrival,hash"]
+    with Sink(right.far) as sink, running("forward", *words) as forward:
         with Source(left.far) as source:
             sent = source.send(500, rate=20_000)
         seen = sink.wait(sent.delivered)
@@ -377,6 +378,7 @@ def test_a_capture_beside_a_forward(lab: Lab, tmp_path: Path) -> None:
     assert captured["written"] == 2 * sent.delivered
     assert captured["filtered"] == document["received"] + document["sent"] - captured["written"]
     assert [packets.parse(frame) for frame in read_capture(path)].count(None) == 0
+    assert [port["rx_metadata"] for port in document["info"]["ports"]] == [["hash", "arrival"], []]
     tshark = shutil.which("tshark")
     if tshark:
         fields = ["frame.interface_name", "frame.packet_flags_direction", "udp.dstport", "ip.checksum.status"]

@@ -106,6 +106,13 @@ EXPECTED = {
         "2000 packets, 6000 not wanted, 0 dropped",
     ],
     "19_sample.py": ["12000 packets at the far end", "flow 0, 256 bytes: 3000", "app 0, tx 0; all accounted for"],
+    "21_arrivals.py": [
+        "a-near tells: hash, vlan, arrival",
+        "at the far end: 5000 test packets, and 100 from sockets",
+        "app 0, tx 0; all accounted for",
+        "5100 packets waited, in microseconds: p50 ",
+        ": 50 packets\nflow 0x",
+    ],
     "20_delay.py": ["64 bytes from 198.18.1.2", "at the far end, 0 out of order", "app 0, tx 0; all accounted for"],
     "08_five_tuple.py": [
         "far end: 10000 packets of flows [1, 2], 0 corrupt",

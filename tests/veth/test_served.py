@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -414,6 +415,35 @@ def test_a_pod_uses_the_map_of_a_device_plugin(pair: VethPair, path: Path) -> No
         pool.close()
         umem.audit().check(idle=True)
         umem.close()
+
+
+def test_metadata_comes_through_a_broker_whose_program_tells_it(pair: VethPair, path: Path) -> None:
+    body = """
+        config = dataclasses.replace(SMALL, rx_metadata=("arrival", "hash"))
+        try:
+            ap.Port(pool, NETDEV, via=VIA, config=dataclasses.replace(SMALL, rx_metadata=("vlan",)))
+        except ap.ConfigError as error:
+            assert "tells no vlan" in str(error), error
+        port = ap.Port(pool, NETDEV, via=VIA, config=config)
+        print("ready", flush=True)
+        assert port.poll(timeout=20)
+        batch = port.receive()
+        known = batch.rx_metadata()
+        print(known.has_arrival.tolist(), known.has_hash.tolist(), known.arrival[0])
+        pool.put(batch)
+        home()
+    """
+    with serve(pair, path, "--rx-metadata", "hash,arrival"):
+        words = program(path, pair, "import dataclasses\n" + textwrap.dedent(body))
+        client = Process(words)
+        assert client.ready == "ready\n", client.end()
+        before = time.clock_gettime_ns(time.CLOCK_TAI)
+        with in_netns(pair.far.netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"x", (pair.near.ipv4, 9))
+        with client:
+            out, err = client.popen.communicate(timeout=20)
+        assert out.startswith("[True] [True] "), (out, err)
+        assert before < int(out.split()[2]) < time.clock_gettime_ns(time.CLOCK_TAI)
 
 
 def test_a_client_of_device_plugins_gets_the_map(pair: VethPair, path: Path) -> None:
