@@ -52,6 +52,7 @@ from afxdp_pool.errors import (
     WrongThreadError,
 )
 from afxdp_pool.filters import Rule
+from afxdp_pool.flows import FlowRule
 from afxdp_pool.frame import Frame, Frames
 from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
 from afxdp_pool.headers import ARP, ETH, ICMP, IPV4, IPV6, TCP, UDP, VLAN
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
     from afxdp_pool.report import PortReport, Report, WorkerReport
     from afxdp_pool.runner import Runner
+    from afxdp_pool.steering import Steering, SteeringState, steering_state
     from afxdp_pool.watch import Watch, why_stuck
     from afxdp_pool.workers import Workers
 else:
@@ -87,6 +89,7 @@ else:
         "paths": ("Options", "drop", "forward", "handle", "reflect", "transmit"),
         "report": ("PortReport", "Report", "WorkerReport"),
         "runner": ("Runner",),
+        "steering": ("Steering", "SteeringState", "steering_state"),
         "watch": ("Watch", "why_stuck"),
         "workers": ("Workers",),
     }
@@ -135,6 +138,7 @@ __all__ = [
     "DoubleFreeError",
     "EngineStats",
     "FiveTuple",
+    "FlowRule",
     "ForeignFrameError",
     "Forwarder",
     "Frame",
@@ -186,6 +190,8 @@ __all__ = [
     "RxKnown",
     "RxMetadata",
     "SharedMemory",
+    "Steering",
+    "SteeringState",
     "Template",
     "Umem",
     "UmemConfig",
@@ -213,6 +219,7 @@ __all__ = [
     "reflect",
     "rx_known",
     "signature",
+    "steering_state",
     "transmit",
     "utc",
     "wait",

@@ -46,7 +46,12 @@ class Owner:
     @classmethod
     def current(cls) -> Owner:
         """This process."""
-        return cls(os.getpid(), _start_time(os.getpid()) or 0, os.stat("/proc/self/ns/pid").st_ino)
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> Owner:
+        """A process of this pid namespace. Process 1 runs as long as the machine, or the container."""
+        return cls(pid, _start_time(pid) or 0, os.stat("/proc/self/ns/pid").st_ino)
 
     @property
     def alive(self) -> bool:

@@ -40,7 +40,7 @@ __all__ = ["KINDS", "Kind", "Knobs", "Left", "left", "restore"]
 
 log = logging.getLogger("afxdp_pool")
 #: Where each kind of knob is described: a module, and the name of its `Kind` there; imported when first needed.
-KINDS = {"napi": ("afxdp_pool.tuning", "NAPI")}
+KINDS = {"napi": ("afxdp_pool.tuning", "NAPI"), "steering": ("afxdp_pool.steering", "STEERING")}
 _SO_NETNS_COOKIE = 71  # since Linux 5.14; a namespace's number that is never given again
 _OWN_NETNS = "/proc/thread-self/ns/net"
 _GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
@@ -128,6 +128,8 @@ class Knobs:
 
     Args:
         netdev, netns: the device; it is followed if it is given another name.
+        kept: the changes are the machine's: they stay when this is closed or its process ends, until `put_back`, of
+            this or any later one that keeps.
 
     Raises:
         NoSuchInterfaceError, NoSuchNamespaceError: there is no such device.
@@ -136,8 +138,8 @@ class Knobs:
     Concurrency: any thread; of several processes, one at a time works on a machine's knobs.
     """
 
-    def __init__(self, netdev: str, netns: str | None = None) -> None:
-        self.netdev, self._number = netdev, next(_numbers)
+    def __init__(self, netdev: str, netns: str | None = None, *, kept: bool = False) -> None:
+        self.netdev, self._number, self._kept = netdev, 0 if kept else next(_numbers), kept
         self._set: list[tuple[str, str]] = []
         with in_netns(netns):
             self._place = _find(netdev, netns)
@@ -151,7 +153,7 @@ class Knobs:
         Raises:
             OSError: as the kernel says; then nothing has changed. AfXdpError: the file stayed locked for seconds.
         """
-        ours = _Holder(Owner.current(), self._number, _plain(value))
+        ours = _Holder(self.owner, self._number, _plain(value))
         with self._inside() as (name, knobs):
             _put_back(name, knobs, lambda holder: not holder.alive)
             how = _kind(kind)
@@ -180,14 +182,30 @@ class Knobs:
                 self._set.append((kind, key))
             return now
 
+    @property
+    def owner(self) -> Owner:
+        """Whose the changes are."""
+        return Owner.of(1) if self._kept else Owner.current()
+
+    def put_back(self) -> list[str]:
+        """Put back what was set, and go on; a sentence each. What is refused goes to the log, and stays written down.
+
+        Raises:
+            OSError, AfXdpError: the device has gone; the file stayed locked for seconds.
+        """
+        with self._inside() as (name, knobs):
+            return _put_back(name, knobs, lambda holder: _is(holder, self), aloud=True)
+
     def close(self) -> None:
-        """Put everything back. Idempotent; a device that has gone needs nothing. What is refused goes to the log."""
+        """Put everything back, unless it is kept. Idempotent; a device that has gone needs nothing.
+
+        What is refused goes to the log.
+        """
         if self not in _open:
             return
         try:
-            if self._set:
-                with self._inside() as (name, knobs):
-                    _put_back(name, knobs, lambda holder: _is(holder, self), aloud=True)
+            if self._set and not self._kept:
+                self.put_back()
         except (OSError, AfXdpError) as error:
             if getattr(error, "errno", 0) not in _GONE:
                 log.warning("%s: its knobs could not be put back: %s", self.netdev, error)
@@ -274,7 +292,8 @@ def _put_back(name: str, knobs: list[_Knob], gone: Callable[[_Holder], bool], *,
             if now == top.value != target:
                 how.write(name, knob.key, target)
                 whose = top.owner.pid if top.owner else 0
-                done.append(f"{name}: put {knob.key} back to {target}, left at {now} by process {whose}")
+                was = f"left at {now} by process {whose}" if whose != 1 else f"kept at {now}"
+                done.append(f"{name}: put {knob.key} back to {target}, {was}")
                 log.log(logging.DEBUG if aloud else logging.INFO, "%s", done[-1])
             elif now not in (top.value, target):
                 log.warning("%s: %s was set to %s meanwhile, and is left so", name, knob.key, now)
@@ -297,7 +316,7 @@ def _put_back(name: str, knobs: list[_Knob], gone: Callable[[_Holder], bool], *,
 
 
 def _is(holder: _Holder, owner: Knobs) -> bool:
-    return holder.owner == Owner.current() and holder.number == owner._number
+    return holder.owner == owner.owner and holder.number == owner._number
 
 
 def _kind(name: str) -> Kind:

@@ -18,10 +18,12 @@ from collections.abc import Iterator
 #: NETLINK_GENERIC (include/uapi/linux/netlink.h).
 GENERIC = 16
 _ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
-_REQUEST, _DUMP = 1, 0x300  # NLM_F_REQUEST, NLM_F_DUMP
+_REQUEST, _ACK, _DUMP = 1, 4, 0x300  # NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP
 _HEAD = struct.Struct("=IHHII")
 _GENERIC_HEAD = 4
 _CONTROL, _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2  # GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_*
+_CAPPED, _ACK_TLVS = 0x100, 0x200  # NLM_F_CAPPED, NLM_F_ACK_TLVS
+_SOL_NETLINK, _EXT_ACK, _ATTR_MSG = 270, 11, 1
 
 
 def message(kind: int, payload: bytes, flags: int = 0) -> bytes:
@@ -127,6 +129,36 @@ def family(name: str) -> int:
     """
     wanted = _generic(_GET_FAMILY, attribute(_FAMILY_NAME, name.encode() + b"\0"))
     return number(attributes(ask(GENERIC, _CONTROL, wanted)[_GENERIC_HEAD:])[_FAMILY_ID])
+
+
+def act(name: str, cmd: int, more: bytes) -> None:
+    """Have a family of generic netlink do something, which it only acknowledges.
+
+    Raises:
+        OSError: as the kernel says; its text is the kernel's own sentence, where it has one (NLMSGERR_ATTR_MSG).
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, GENERIC) as link:
+        link.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
+        link.settimeout(30)  # a driver may take its time over it
+        link.send(message(family(name), _generic(cmd, more), _ACK))
+        reply = link.recv(1 << 16)
+        while _HEAD.unpack_from(reply)[1] != _ERROR:  # some commands give an answer as well
+            reply = link.recv(1 << 16)
+    code = -struct.unpack_from("=i", reply, _HEAD.size)[0]
+    if code:
+        raise OSError(code, said(reply) or os.strerror(code))
+
+
+def said(reply: bytes) -> str:
+    """The kernel's sentence in an error message, or ``""``."""
+    flags = _HEAD.unpack_from(reply)[2]
+    if not flags & _ACK_TLVS:
+        return ""
+    # Behind the error comes the head of the request, or all of the request.
+    at = _HEAD.size + 4
+    (length,) = struct.unpack_from("=I", reply, at)
+    at += _HEAD.size if flags & _CAPPED else (length + 3) & ~3
+    return attributes(reply[at:]).get(_ATTR_MSG, b"").rstrip(b"\0").decode(errors="replace")
 
 
 def _generic(cmd: int, more: bytes = b"") -> bytes:

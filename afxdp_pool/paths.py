@@ -21,6 +21,7 @@ from afxdp_pool.forwarder import SPIN, Forwarder
 from afxdp_pool.handlers import DROP, FORWARD, TX, Handler
 from afxdp_pool.live import LARGEST_UMEM
 from afxdp_pool.memory import BpfMemory, Memory, SharedMemory
+from afxdp_pool.netdev import find
 from afxdp_pool.pool import FramePool
 from afxdp_pool.port import Port
 from afxdp_pool.program import XdpProgram
@@ -43,7 +44,8 @@ class Options:
         netns: network namespace of the network devices; None for the caller's.
         via: the UNIX socket of a broker that makes the sockets; see `Port`. Rules, XDP mode and NAPI values of the
             devices are then set where the broker runs.
-        queues: queues of each device; queue i of one forwards to queue i of the other.
+        queues: queues of each device; queue i of one forwards to queue i of the other. ``"all"``: as many as the
+            devices have that receive, when the path opens.
         frames: frames of the Umem; None: enough for the rings of all ports, rounded up to a power of two.
         frame_size, huge_pages: see `UmemConfig`.
         workers: loops, each in a thread and with a pool of its own: a number, or ``"queues"`` for one a queue. The i-th
@@ -63,7 +65,7 @@ class Options:
 
     netns: str | None = None
     via: str | None = None
-    queues: Sequence[int] = (0,)
+    queues: Sequence[int] | Literal["all"] = (0,)
     frames: int | None = None
     frame_size: int = 4096
     huge_pages: bool = False
@@ -83,19 +85,21 @@ class Options:
 
     def __post_init__(self) -> None:
         check_batch(self.batch)
-        if not self.queues or len(set(self.queues)) != len(self.queues):
-            raise ConfigError(f"queues {list(self.queues)} are not possible", hint="give each queue once")
+        named = None if self.queues == "all" else list(self.queues)
+        if named is not None and (not named or len(set(named)) != len(named) or isinstance(self.queues, str)):
+            raise ConfigError(f"queues {named} are not possible", hint='give each queue once, or "all"')
         for name, choices in (("xdp_mode", ("auto", "native", "generic")), ("attach", ("auto", "link", "libxdp"))):
             if (chosen := getattr(self, name)) not in choices:
                 raise ConfigError(f"{name} {chosen!r} is not possible", hint=f"choose {', '.join(choices)}")
         if self.frames is not None:
             UmemConfig(self.frames, self.frame_size)
-        if self.workers != "queues" and not (isinstance(self.workers, int) and 1 <= self.workers <= len(self.queues)):
+        most = 1 << 16 if named is None else len(named)
+        if self.workers != "queues" and not (isinstance(self.workers, int) and 1 <= self.workers <= most):
             raise ConfigError(
                 f"{self.workers!r} workers for {len(self.queues)} queues are not possible",
                 hint='choose 1 to the number of queues, or "queues"',
             )
-        if self.cpus is not None and len(self.cpus) != len(self.queue_groups):
+        if self.cpus is not None and named is not None and len(self.cpus) != len(self.queue_groups):
             raise ConfigError(
                 f"{len(self.cpus)} CPUs for {len(self.queue_groups)} workers", hint="give one CPU a worker, or none"
             )
@@ -112,9 +116,31 @@ class Options:
 
     @property
     def queue_groups(self) -> list[tuple[int, ...]]:
-        """The queues of each worker."""
+        """The queues of each worker.
+
+        Raises:
+            ConfigError: which queues "all" are is not known yet: see `on`.
+        """
+        if isinstance(self.queues, str):
+            raise ConfigError('the queues are "all", and of which devices is not said')
         workers = len(self.queues) if self.workers == "queues" else self.workers
         return [tuple(self.queues[first::workers]) for first in range(workers)]
+
+    def on(self, *receiving: str) -> Options:
+        """The same, with the numbers of all queues that these devices receive by, if `queues` is ``"all"``.
+
+        Raises:
+            ConfigError: they have different numbers of queues. As `Port` for a device that is not there.
+        """
+        if self.queues != "all":
+            return self
+        if self.via is not None:
+            raise ConfigError("how many queues a broker's devices have is not known", hint="name the queues")
+        found = {netdev: find(netdev, self.netns).rx_queues for netdev in receiving}
+        if len(set(found.values())) != 1:
+            told = ", ".join(f"{netdev} has {count}" for netdev, count in found.items())
+            raise ConfigError(f"all queues of devices that differ: {told}", hint="name the queues")
+        return replace(self, queues=tuple(range(found[receiving[0]])))
 
     def with_mode(self, mode: Mode) -> Options:
         """The same, with another socket mode for all ports."""
@@ -151,6 +177,7 @@ def drop(netdev: str, *, options: Options = Options()) -> Runner:
 
     Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
+    options = options.on(netdev)
     return _open(_each(netdev, options, replace(options.port_of(netdev), transmit=False), Route(DROP)), options)
 
 
@@ -162,6 +189,7 @@ def reflect(netdev: str, *, swap_mac: bool = True, options: Options = Options())
 
     Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
+    options = options.on(netdev)
     return _open(_each(netdev, options, options.port_of(netdev), Route(TX, Rewrite(swap=swap_mac))), options)
 
 
@@ -183,6 +211,7 @@ def forward(
 
     Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
+    options = options.on(*dict.fromkeys((source, target) if both_ways else (source,)))
     receive_only = options.port_of(source) if both_ways else replace(options.port_of(source), transmit=False)
     send_only = replace(options.port_of(target), receive=both_ways)
     if source == target:
@@ -192,7 +221,7 @@ def forward(
                 f"{source} cannot forward to itself with {n} queue{'s' * (n > 1)} and workers={options.workers!r}",
                 hint="use reflect, or name two queues and one worker: the first forwards to the second",
             )
-        first, second = options.queues
+        ((first, second),) = options.queue_groups
         places = [_Place(source, first, receive_only), _Place(source, second, send_only)]
         return _open([_Plan(places, _across(1, both_ways, rewrite))], options)
     plans = []
@@ -236,9 +265,10 @@ def transmit(
     """
     if len(options.queues) != 1:
         raise ConfigError("tx sends from one queue", hint="run one tx a queue")
+    ((queue,),) = options.queue_groups
     template = packets if isinstance(packets, Template) else Template(tuple(packets))
     config = replace(options.port_of(netdev), receive=False)
-    forwarder = _open([_Plan([_Place(netdev, options.queues[0], config)], {})], options)
+    forwarder = _open([_Plan([_Place(netdev, queue, config)], {})], options)
     assert isinstance(forwarder, Forwarder)
     try:
         forwarder._generate(template, count, rate)
@@ -266,6 +296,7 @@ def handle(
     for names in (netdevs, outputs):
         if isinstance(names, str):
             raise ConfigError(f"{names!r} is one name, and a list of them is wanted", hint=f"write [{names!r}]")
+    options = options.on(*netdevs)
     configs = [(netdev, options.port_of(netdev)) for netdev in netdevs]
     configs += [(netdev, replace(options.port_of(netdev), receive=False)) for netdev in outputs]
     plans = [

@@ -72,6 +72,11 @@ def ring_size(text: str) -> int:
     return value
 
 
+def queue(text: str) -> int | Literal["all"]:
+    """One queue, or ``"all"``."""
+    return "all" if text == "all" else queue_number(text)
+
+
 def queue_number(text: str) -> int:
     """One queue."""
     if not text.isascii() or not text.isdigit():
@@ -156,16 +161,24 @@ def listening(text: str) -> tuple[str, int]:
     return bare or "127.0.0.1", port_number(port)
 
 
+Reader = Callable[[str], int | str]
+_FIELDS: dict[str, Reader] = {
+    "ethertype": ethertype,
+    "protocol": protocol,
+    "port": port_number,
+    "network": str,
+    "source_port": port_number,
+    "source_network": str,
+}
+
+
 def rule(text: str) -> Rule:
     """A rule from ``"protocol=udp,port=53"``: the fields of `Rule`, with - or _ in their names."""
-    readers: dict[str, Callable[[str], int | str]] = {
-        "ethertype": ethertype,
-        "protocol": protocol,
-        "port": port_number,
-        "network": str,
-        "source_port": port_number,
-        "source_network": str,
-    }
+    return _rule(**fields_of(text, _FIELDS))
+
+
+def fields_of(text: str, readers: dict[str, Reader]) -> dict[str, int | str]:
+    """Fields from ``"protocol=udp,port=53"``, each as its reader reads it."""
     fields: dict[str, int | str] = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")
@@ -175,7 +188,7 @@ def rule(text: str) -> Rule:
                 f"{part!r} is no part of a rule: write protocol=udp,port=53, each of {', '.join(readers)} at most once"
             )
         fields[key] = readers[key](value.strip())
-    return _rule(**fields)
+    return fields
 
 
 def cpu_list(text: str) -> tuple[int, ...]:
@@ -237,7 +250,7 @@ def options(args: argparse.Namespace) -> Options:
     return Options(
         netns=args.netns,
         via=args.via,
-        queues=tuple(args.queue or [0]),
+        queues="all" if args.queue == ["all"] else tuple(args.queue or [0]),
         frames=args.frames,
         frame_size=args.frame_size,
         huge_pages=args.huge_pages,
@@ -283,11 +296,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line. Exits with code 2 when it makes no sense."""
     top = parser()
     args = top.parse_args(argv)
-    if "rule" in args:
+    if "ethertype" in args:
         try:
             args.rules = rules(args)
         except argparse.ArgumentTypeError as error:
             top.error(str(error))
+    if "all" in (getattr(args, "queue", None) or ()) and len(args.queue) > 1:
+        top.error("-q all goes alone")
     if "capture" in args and args.capture is None:
         given = [flag for flag, value in (("packets", args.capture_packets), ("rule", args.capture_rule)) if value]
         if given:
@@ -347,9 +362,10 @@ def parser() -> argparse.ArgumentParser:
     top_.add_argument("--json", action="store_true", help="once, as one JSON document")
     top_.add_argument("--interval", metavar="S", type=seconds, default=2.0, help="from one look to the next; default 2")
 
-    from afxdp_pool.cli.serving import add_parser
+    from afxdp_pool.cli import serving, steer
 
-    add_parser(commands.add_parser("serve", help="make sockets for processes that have no privileges"))
+    serving.add_parser(commands.add_parser("serve", help="make sockets for processes that have no privileges"))
+    steer.add_parser(commands.add_parser("steer", help="how an interface chooses queues: show it, set it, put it back"))
 
     clean = commands.add_parser("clean", help="remove, or put back, what a killed process left on an interface")
     _add_place(clean)
@@ -369,10 +385,11 @@ def _add_path(command: argparse.ArgumentParser, *, receives: bool = True, sends:
     add(
         "-q",
         "--queue",
+        "--queues",
         metavar="N",
-        type=queue_number,
+        type=queue,
         action="append",
-        help="a queue, default 0; give it again for more",
+        help="a queue, default 0; give it again for more; all: every one that there is",
     )
     add("--duration", metavar="S", type=seconds, help="stop after so many seconds; default: on Ctrl-C")
     add("--json", action="store_true", help="one JSON document with every counter on stdout, at the end")

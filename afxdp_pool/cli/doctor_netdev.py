@@ -55,7 +55,7 @@ def _driver(place: Netdev, prefix: str) -> Finding:
     rx, tx = place.rx_queues, place.tx_queues
     text = f"{place.driver or 'unknown'}, {rx} receive and {tx} transmit queue{'s' if tx != 1 else ''}"
     if rx > 1:
-        fix = f"take each (-q 0 ... -q {rx - 1}), or have one: {prefix}ethtool -L {place.name} combined 1"
+        fix = f"take all (-q all), or have one: {prefix}ethtool -L {place.name} combined 1"
         return Finding("driver", "warn", f"{text}: packets are spread over all of them", fix)
     return Finding("driver", "ok", text)
 

@@ -51,6 +51,8 @@ def _command(args: argparse.Namespace) -> int:
         from afxdp_pool.cli.top import run
     elif args.command == "serve":
         from afxdp_pool.cli.serving import run
+    elif args.command == "steer":
+        from afxdp_pool.cli.steer import run
     elif args.command == "clean":
         from afxdp_pool.cli.cleaning import run
     else:

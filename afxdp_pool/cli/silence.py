@@ -38,7 +38,7 @@ def _of_device(name: str, args: argparse.Namespace, ports: list[PortReport]) -> 
     except AfXdpError:
         return ""  # gone, which the run itself has said
     counters = next((port.program for port in ports if port.program), {})
-    queues = sorted(set(args.queue or [0]))
+    queues = sorted({int(port.name.split(" queue ")[1].split()[0]) for port in ports})
     prefix = f"ip netns exec {args.netns} " if args.netns and not args.netns.startswith("/") else ""
     return f"{name}: nothing arrived: " + (
         _elsewhere(place, counters, queues, prefix) or _never_came(place, queues, prefix)
@@ -48,9 +48,8 @@ def _of_device(name: str, args: argparse.Namespace, ports: list[PortReport]) -> 
 def _elsewhere(place: Netdev, counters: dict[str, int], queues: list[int], prefix: str) -> str:
     """Packets came as far as the XDP program, which left them to the kernel."""
     if n := counters.get("passed_no_socket"):
-        every = " ".join(f"-q {queue}" for queue in range(place.rx_queues))
         return (
-            f"{n:,} packets came in on queues other than {', '.join(map(str, queues))}: take all ({every}), "
+            f"{n:,} packets came in on queues other than {', '.join(map(str, queues))}: take all (-q all), "
             f"or have one ({prefix}ethtool -L {place.name} combined 1)"
         )
     if n := counters.get("passed_filter"):

@@ -126,6 +126,11 @@ def put_together(device: str) -> ap.Runner:
     shared.close()
     program = ap.XdpProgram(device, rules=[ap.Rule(port=53)])
     napi = ap.Napi(device, napi_defer_hard_irqs=2)
+    with ap.Steering(device) as steering:
+        steering.spread("3")  # mistake: a number of queues
+        rule: ap.FlowRule = steering.add(ap.FlowRule(1, protocol=17, port=53))
+        state: ap.SteeringState = steering.state()
+        print(rule.location, state.rss.table if state.rss else ap.steering_state(device).channels)
     port = ap.Port(ap.FramePool(umem), device, program=program)
     route = ap.Route(ap.TX, ap.Rewrite(swap=True, dst=5))  # mistake: a MAC address is a str or bytes
     forwarder = ap.Forwarder([port], {0: route})

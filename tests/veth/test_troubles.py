@@ -43,7 +43,7 @@ def test_nothing_arrives_because_it_comes_in_on_another_queue(lab: Lab) -> None:
     assert document["ports"][0]["program"]["passed_no_socket"] == 500
     (said,) = document["silence"]
     assert said == (
-        "a-near: nothing arrived: 500 packets came in on queues other than 1: take all (-q 0 -q 1), "
+        "a-near: nothing arrived: 500 packets came in on queues other than 1: take all (-q all), "
         f"or have one (ip netns exec {pair.near.netns} ethtool -L a-near combined 1)"
     )
 
