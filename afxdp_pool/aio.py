@@ -147,8 +147,7 @@ async def _wait(port: Port, pause: float) -> None:
 
 
 def _in_tx(port: Port) -> int:
-    stats = port.stats()
-    return stats.tx_packets - stats.tx_completed - stats.tx_reclaimed
+    return port.stats().in_tx
 
 
 def _reap_later(port: Port) -> None:

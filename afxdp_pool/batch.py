@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from afxdp_pool._native import calls, ffi, lib
 from afxdp_pool.access import HeaderAccess
+from afxdp_pool.chain import Chain, Chained
 from afxdp_pool.columns import Columns, Fields, FiveTuple
 from afxdp_pool.errors import ConfigError, FrameGoneError, InvalidDescriptorError
 from afxdp_pool.metadata import RxColumns, rx_columns
@@ -43,7 +44,7 @@ def need_batch(thing: object) -> None:
         raise ConfigError(f"a {type(thing).__name__} is no batch", hint=instead)
 
 
-class Batch(calls.Descs, HeaderAccess):
+class Batch(calls.Descs, HeaderAccess, Chained):
     """Packets in frames: ``len(batch)`` of them.
 
     Attributes:
@@ -53,6 +54,10 @@ class Batch(calls.Descs, HeaderAccess):
         frame_size: bytes a frame of the Umem has, 0 when not known.
         umem: the Umem, or None: then what its frames are doing is not known.
 
+    Of a packet that lies in several frames (multi-buffer; docs/large-packets.md) the descriptor, `addr`, `len`, header
+    fields and ``batch[i]`` are those of its first frame. The others move with it: what is put, sent, kept or cut out of
+    a batch are whole packets.
+
     Ownership: whoever holds the batch holds one reference to each of its frames. A batch given to a handler lends
     them for the call only, and is used again for the next call, with its arrays; ``keep()`` packets, or ``copy()`` it,
     to have them beyond the call.
@@ -60,6 +65,7 @@ class Batch(calls.Descs, HeaderAccess):
     """
 
     __slots__ = (
+        "_chain",
         "_descs",
         "_fields",
         "_owner",
@@ -88,6 +94,7 @@ class Batch(calls.Descs, HeaderAccess):
             raise InvalidDescriptorError(f"descriptors of shape {descs.shape}, not a list of them")
         self._descs = descs
         self._count = len(descs)
+        self._chain: Chain | None = None  # where packets of several frames are among them
         self._pointer: Any = None
         self._fields: Fields | None = None
         self._verdicts: Bytes | None = None
@@ -99,10 +106,49 @@ class Batch(calls.Descs, HeaderAccess):
         self.frame_size = frame_size
         self.umem = umem
 
+    @classmethod
+    def of_frames(cls, frames: npt.NDArray[Any], data: Bytes, port: Port | None = None, *, umem: Umem) -> Batch:
+        """The packets that these frames are, in order: of descriptors whose `options` may say that one goes on."""
+        chain = Chain.of(frames)
+        descs = frames if chain is None else chain.heads
+        batch = Batch(descs, data, port, frame_size=umem.frame_size, umem=umem)
+        batch._chain = chain
+        return batch
+
     @property
     def descs(self) -> npt.NDArray[Any]:
         """The descriptors: structured array of dtype `DESC`, shape ``(n,)``; the holder may change `addr` and `len`."""
         return self._descs
+
+    @property
+    def parts(self) -> Batch:
+        """Every frame as if it were a packet: those of packet i are ``parts[starts[i]:starts[i + 1]]``.
+
+        To look at, and to write to. Ownership: unchanged; who puts or sends the packets does it with their own batch.
+        """
+        if self._chain is None:
+            return self.copy()
+        frames = self._chain.sync(self._descs).copy()
+        frames["options"] = 0
+        made = Batch(frames, self.data, self.port, frame_size=self.frame_size, umem=self.umem)
+        made.ports = self.ports
+        return made
+
+    def _moving(self) -> tuple[Any, int]:
+        """All frames as C reads them, and how many: for who moves frames, where `pointer` is for who looks at packets.
+
+        Raises:
+            InvalidDescriptorError: as `pointer`.
+        """
+        pointer = self.pointer
+        if self._chain is None:
+            return pointer, self._count
+        frames = np.ascontiguousarray(self._chain.sync(self._descs))
+        return ffi.from_buffer(_DESCS, frames), len(frames)
+
+    def _take_chain(self, chain: Chain | None) -> None:
+        """These packets' frames are those of a copy of `chain`."""
+        self._chain = None if chain is None else Chain(chain.frames.copy(), chain.starts)
 
     @property
     def pointer(self) -> Any:
@@ -122,7 +168,7 @@ class Batch(calls.Descs, HeaderAccess):
         pointer = ffi.from_buffer(_DESCS, self._descs)
         if self._descs.flags.writeable:
             self._pointer = pointer
-            if self._direct and self._owner is None:
+            if self._direct and self._owner is None and self._chain is None:
                 self._hold(self._descs)
         return pointer
 
@@ -150,6 +196,9 @@ class Batch(calls.Descs, HeaderAccess):
     def _part(self, key: Any) -> Batch:
         part = Batch(self._descs[key], self.data, self.port, frame_size=self.frame_size, umem=self.umem)
         part.ports = self.ports
+        if self._chain is not None:
+            self._chain.sync(self._descs)
+            part._chain = self._chain.part(key)
         if self._owner is not None:
             part._owner = self._owner[0], self._owner[1][key]
         return part
@@ -362,6 +411,7 @@ class Batch(calls.Descs, HeaderAccess):
         """The same packets under descriptors of their own: the frames are not copied, no reference is taken."""
         made = Batch(self._descs.copy(), self.data, self.port, frame_size=self.frame_size, umem=self.umem)
         made._owner, made.ports = self._owner, self.ports
+        made._take_chain(self._chain)
         return made
 
     def write(self, index: int, packet: bytes | bytearray | memoryview | Bytes) -> None:

@@ -9,6 +9,7 @@ import errno
 import os
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from afxdp_pool import netdev as netdevs
@@ -29,6 +30,9 @@ from afxdp_pool.errors import (
 )
 from afxdp_pool.filters import Rule
 from afxdp_pool.program import XdpProgram
+
+#: Fragments of a socket buffer, where the kernel does not tell (CONFIG_MAX_SKB_FRAGS).
+MAX_SKB_FRAGS = 17
 
 _names: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # of native_config()
 
@@ -67,7 +71,9 @@ def native_config(netdev: str, queue: int, c: PortConfig) -> Any:
             "comp_size": c.comp_size,
             "rx_size": c.rx_size if c.receive else 0,
             "tx_size": c.tx_size if c.transmit else 0,
-            "bind_flags": flags | (lib.XDP_USE_NEED_WAKEUP if c.need_wakeup else 0),
+            "bind_flags": flags
+            | (lib.XDP_USE_NEED_WAKEUP if c.need_wakeup else 0)
+            | (lib.XDP_USE_SG if c.multi_buffer else 0),
             "tx_budget": c.tx_budget,
             "busy_poll_us": c.busy_poll_us,
             "busy_poll_budget": c.busy_poll_budget,
@@ -77,8 +83,27 @@ def native_config(netdev: str, queue: int, c: PortConfig) -> Any:
     return native
 
 
-def open_error(name: str, driver: str, mode: str, code: int, stage: int) -> AfXdpError:
+def max_frames(c: PortConfig, where: netdevs.Netdev | None, *, zero_copy: bool) -> int:
+    """Most frames of a packet that the kernel, or the driver, sends: more would be dropped, and their frames kept.
+
+    A socket that copies makes a socket buffer of the packet, with one frame as its head and the others as fragments
+    (xsk_build_skb(), net/xdp/xsk.c); a zero-copy driver tells its most segments (xdp-zc-max-segs, netdev.yaml).
+    """
+    if not c.multi_buffer:
+        return 1
+    if zero_copy and where is not None:
+        features = netdevs.xdp_features(where.name, where.netns)
+        return max(features.zc_max_segments if features else 1, 1)
+    try:
+        fragments = int(Path("/proc/sys/net/core/max_skb_frags").read_text())
+    except (OSError, ValueError):  # another network namespace's /proc does not have it
+        fragments = MAX_SKB_FRAGS
+    return fragments + 1
+
+
+def open_error(name: str, driver: str, config: PortConfig, code: int, stage: int) -> AfXdpError:
     """The named error for a socket that could not be made: errno `code`, in C's `stage`."""
+    mode = config.mode
     doing = "registering the memory" if stage == lib.AFP_STAGE_UMEM else "binding the socket"
     kind: type[AfXdpError] = AfXdpError
     hint = ""
@@ -113,6 +138,12 @@ def open_error(name: str, driver: str, mode: str, code: int, stage: int) -> AfXd
         kind, hint = InterfaceDownError, f"bring it up: ip link set {name.split()[0]} up"
     elif code == errno.EINVAL and stage == lib.AFP_STAGE_UMEM:
         kind, hint = FrameSizeError, "this kernel does not take this frame size with this headroom"
+    elif config.multi_buffer and code in (errno.EOPNOTSUPP, errno.EINVAL):
+        kind = ModeUnsupportedError
+        hint = (
+            f"multi_buffer needs Linux 6.6, and zero-copy {driver or 'a driver'} with more than one segment a packet: "
+            'use mode "copy", or leave it off'
+        )
     elif mode == "zero-copy" and code in (errno.EOPNOTSUPP, errno.EINVAL):
         kind = ModeUnsupportedError
         hint = f"the driver {driver or 'of this interface'} has no zero-copy for this queue: use copy or auto"
@@ -149,17 +180,24 @@ def borrow_program(
     *,
     rules: tuple[Rule, ...] = (),
     rx_metadata: tuple[RxMetadataName, ...] = (),
+    frags: bool = False,
     **options: Any,
 ) -> XdpProgram:
     """The program of `netdev`, attached with these options if no port of this process has done so yet.
 
     Raises:
-        ConfigError: it is attached already, with other rules, or tells less of the packets.
+        ConfigError: it is attached already, with other rules, tells less of the packets, or is without `frags`.
     """
     key = _place_key(netdev, netns)
     program, users = _programs.get(key, (None, 0))
     if program is None:
-        program = XdpProgram(netdev, netns=netns, rules=rules, rx_metadata=rx_metadata, **options)
+        program = XdpProgram(netdev, netns=netns, rules=rules, rx_metadata=rx_metadata, frags=frags, **options)
+    elif frags and not program.frags:
+        raise ConfigError(
+            "another port of this process receives here without multi_buffer, and they share the XDP program",
+            subject=netdev,
+            hint="open all ports of a device with multi_buffer, or the one that has it first",
+        )
     elif rules and rules != program.rules:
         raise ConfigError(
             "another port of this process receives under other rules",

@@ -271,6 +271,13 @@ class BpfObject:
             raise KeyError(f"BPF object {self.name} has no contents for {name}")
         return memoryview(ffi.buffer(start, size[0]))
 
+    def allow_frags(self, name: str) -> None:
+        """Let an XDP program have packets in several buffers (BPF_F_XDP_HAS_FRAGS); only before `load()`."""
+        found = self._program(name)
+        failed = lib.bpf_program__set_flags(found, lib.bpf_program__flags(found) | lib.BPF_F_XDP_HAS_FRAGS)
+        if failed < 0:
+            raise failure(failed, subject=f"BPF program {name}", doing="allowing packets in several buffers")
+
     def load(self) -> None:
         """Load programs and maps into the kernel."""
         lib.afp_bpf_log_start()

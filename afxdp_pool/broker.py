@@ -354,7 +354,7 @@ def _make(request: wire.SocketRequest, memory: int, size: int, driver: str) -> i
         area.close()
     if fd < 0:
         name = f"{request.netdev} queue {request.queue}"
-        raise open_error(name, driver, request.port.mode, -fd, stage[0])
+        raise open_error(name, driver, request.port, -fd, stage[0])
     return fd
 
 

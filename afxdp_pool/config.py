@@ -20,6 +20,8 @@ FRAME_RESERVE = 320 + 128
 MAX_RING = 1 << 20
 MAX_BATCH = 1024
 MAX_COUNT = (1 << 31) - 1
+#: Least size of a ring where one packet may be in many frames: the kernel's 18 or more at once, to a power of two.
+PACKET_FRAMES = 32
 #: The pool moves frames in bulks of this size (PP_ALLOC_CACHE_REFILL).
 BULK = 64
 
@@ -105,6 +107,8 @@ class PortConfig:
         rx_metadata: what to learn of each packet from its device, for `Batch.rx_metadata`: ``"hash"``, ``"timestamp"``
             (by the device's clock), ``"vlan"`` (a tag that the device took off); and ``"arrival"``, the kernel's time
             at which the XDP program saw the packet, which every device has. See docs/metadata.md.
+        multi_buffer: receive and send packets longer than a frame, in several frames each (XDP_USE_SG, Linux 6.6): for
+            MTUs beyond some 3800 bytes. See docs/large-packets.md. Packets go by the socket then, none of them live.
 
     Raises:
         RingSizeError: a ring size the kernel would refuse, or a fill level that does not fit the ring.
@@ -124,6 +128,7 @@ class PortConfig:
     busy_poll_us: int = 0
     busy_poll_budget: int = 64
     rx_metadata: tuple[RxMetadataName, ...] = ()
+    multi_buffer: bool = False
 
     def __post_init__(self) -> None:
         for name in ("fill_size", "comp_size", "rx_size", "tx_size"):
@@ -147,6 +152,8 @@ class PortConfig:
                 f"busy polling for {self.busy_poll_us} us with a budget of {self.busy_poll_budget} is not possible",
                 hint="choose 0 (off) or more microseconds, and a budget of 1 to 65535 packets",
             )
+        if self.multi_buffer:
+            self._check_multi_buffer()
         if self.transmit is True:
             object.__setattr__(self, "transmit", "auto")
         if self.transmit not in ("auto", "socket", "live", False):
@@ -154,6 +161,18 @@ class PortConfig:
         if not (self.receive or self.transmit):
             raise ConfigError("a port that neither receives nor sends is of no use", hint="set receive or transmit")
         object.__setattr__(self, "rx_metadata", check_rx_metadata(self.rx_metadata))
+
+    def _check_multi_buffer(self) -> None:
+        for name in ("fill_size", "comp_size", "rx_size", "tx_size", "fill_level"):
+            if getattr(self, name) < PACKET_FRAMES:
+                raise RingSizeError(
+                    f"{name} {getattr(self, name)} has no room for one packet of many frames",
+                    hint=f"choose {PACKET_FRAMES} or more with multi_buffer",
+                )
+        if self.transmit == "live":
+            raise ConfigError(
+                "packets of several frames cannot go live", hint='leave multi_buffer off, or transmit at "auto"'
+            )
 
     @property
     def frames_needed(self) -> int:

@@ -76,6 +76,7 @@ class Frames(Batch):
         batch.require()
         batch._look(0, len(batch))
         super().__init__(batch.descs.copy(), batch.data, batch.port, frame_size=batch.frame_size, umem=batch.umem)
+        self._take_chain(batch._chain)
         batch.given(len(batch))
         self._given = np.zeros(len(batch), np.bool_)
         self._lent = lent
@@ -103,8 +104,9 @@ class Frames(Batch):
         first = parts[0]
         if any(part.umem is not first.umem for part in parts):
             raise ForeignFrameError("frames of several Umems cannot be in one batch")
-        descs = np.concatenate([part.descs[~part._given] for part in parts])
-        made = cls(Batch(descs, first.data, first.port, frame_size=first.frame_size, umem=first.umem))
+        assert first.umem is not None
+        descs = np.concatenate([part._left_frames() for part in parts])
+        made = cls(Batch.of_frames(descs, first.data, first.port, umem=first.umem))
         for part in parts:
             part.given(len(part))
         return made
@@ -176,9 +178,17 @@ class Frames(Batch):
 
     def _rest(self) -> Batch:
         """What is still held, as a plain batch: its references are its holder's."""
-        descs = self._descs if self.left == self._count else self._descs[~self._given]
+        assert self.umem is not None
+        descs = self._left_frames()
         self._give(np.arange(self._count))
-        return Batch(descs, self.data, self.port, frame_size=self.frame_size, umem=self.umem)
+        return Batch.of_frames(descs, self.data, self.port, umem=self.umem)
+
+    def _left_frames(self) -> npt.NDArray[Any]:
+        """The descriptors of all frames of the packets that are still held."""
+        if self._chain is None:
+            return self._descs if self.left == self._count else self._descs[~self._given]
+        self._chain.sync(self._descs)
+        return self._chain.part(~self._given).frames
 
     def close(self) -> None:
         """Give back what is still held. Idempotent. Looking at its packets afterwards raises `FrameGoneError`.
@@ -193,6 +203,7 @@ class Frames(Batch):
         assert self.umem is not None
         rest = self._rest() if self.left else None
         del self._descs
+        self._chain = None
         self._pointer = self._fields = self._views = None
         if rest is not None and self.umem._open:
             self.umem.put(rest)
@@ -222,7 +233,8 @@ class Frame:
     """One packet held: in a frame of the Umem, not copied, until it is sent or closed.
 
     It takes over the reference that the caller has to the one packet of `batch`; `Batch.keep` makes one with one of
-    its own. ``bytes(frame)`` copies the packet out, ``len(frame)`` is its length in bytes.
+    its own. ``bytes(frame)`` copies the packet out, ``len(frame)`` is its length in bytes. A packet longer than a frame
+    lies in several, and is held as one (docs/large-packets.md).
 
     Raises:
         FrameGoneError, PoolClosedError: by everything that looks at the packet, once the frame was sent or closed, or
@@ -261,17 +273,18 @@ class Frame:
         self.close()
 
     def __bytes__(self) -> bytes:
-        return self.view.tobytes()
+        return self.batch.whole(0)
 
     def __buffer__(self, flags: int) -> memoryview:
         """For ``memoryview(frame)``, ``socket.send(frame)`` and the like, from Python 3.12 on."""
-        return self.memory
+        return memoryview(bytes(self)) if self.parts > 1 else self.memory
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        return np.array(self.view, dtype) if copy or dtype not in (None, np.uint8) else self.view
+        whole = np.frombuffer(bytes(self), np.uint8) if self.parts > 1 else self.view
+        return np.array(whole, dtype) if copy or dtype not in (None, np.uint8) else whole
 
     def __len__(self) -> int:
-        return int(self.batch.len[0])
+        return int(self.batch.lengths[0])
 
     if not TYPE_CHECKING:
 
@@ -306,8 +319,16 @@ class Frame:
         return frames
 
     @property
+    def parts(self) -> int:
+        """How many frames the packet lies in: one, if it is not longer than that."""
+        return int(self.batch.starts[-1])
+
+    @property
     def view(self) -> Bytes:
-        """The packet itself, uint8, shape ``(len(frame),)``, writable. Not to be used once the frame is closed."""
+        """The packet itself, uint8, shape ``(len(frame),)``, writable. Not to be used once the frame is closed.
+
+        Of a packet in several frames it is what lies in the first, as `memory`; ``frame.batch.parts`` has all.
+        """
         view: Bytes = self.batch[0]
         return view
 

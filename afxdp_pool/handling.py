@@ -16,6 +16,7 @@ import numpy as np
 
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import DESC, Batch
+from afxdp_pool.chain import Chain
 from afxdp_pool.columns import Columns
 from afxdp_pool.compiling import Compiled
 from afxdp_pool.errors import FrameGoneError, VerdictError
@@ -60,6 +61,11 @@ class _Lent(dict[int, Batch]):
         self._verdicts = np.frombuffer(
             memory, np.uint8, lib.AFP_BATCH_MAX, ffi.offsetof("struct afp_engine", "verdicts")
         )
+        self._origin = np.frombuffer(memory, DESC, lib.AFP_BATCH_MAX, ffi.offsetof("struct afp_engine", "origin"))
+        self._starts = np.frombuffer(
+            memory, np.uint32, lib.AFP_BATCH_MAX + 1, ffi.offsetof("struct afp_engine", "start")
+        )
+        self._engine = engine
         self._pointer = ffi.from_buffer("struct afp_desc[]", self._descs)
         self._columns = Columns(umem.data, engine.batch)
         self._umem = umem
@@ -78,6 +84,15 @@ class _Lent(dict[int, Batch]):
         self[code] = batch
         return batch
 
+    def with_chain(self, code: int) -> Batch:
+        """The batch, where ports have packets of several frames: which frames those are is copied for each call."""
+        batch = self[code]
+        n, frames = code & 0xFFFF, self._engine.busy_frames
+        batch._chain = None
+        if frames > n:
+            batch._chain = Chain(self._origin[:frames].copy(), self._starts[: n + 1].astype(np.intp))
+        return batch
+
     def retire(self, code: int) -> None:
         """Somebody kept the batch, beyond its call."""
         kept = self[code]
@@ -92,11 +107,12 @@ def slices(handler: Handler, engine: Any, umem: Umem, ports: Sequence[Port]) -> 
         return lambda engine, end_ns: int(lib.afp_engine_run_compiled(engine, end_ns, function, user))
     lent = _Lent(engine, umem, ports)
     turn = lib.afp_engine_turn
+    take = lent.with_chain if engine.multi else lent.__getitem__
 
     def one_slice(engine: Any, end_ns: int) -> int:
         alike = -1
         while (code := turn(engine, end_ns, alike)) >= 0:
-            batch = lent[code]
+            batch = take(code)
             known = getrefcount(batch)
             try:
                 verdicts = handler(batch)

@@ -80,7 +80,8 @@ class Tracer:
         """These frames were handed to the caller of the library, now."""
         stack = [frame for frame in traceback.extract_stack() if not frame.filename.startswith(_PACKAGE)]
         taken = Taken(time.monotonic(), threading.current_thread().name, "".join(traceback.format_list(stack)))
-        for frame, gen in zip(batch.frames(batch.frame_size), batch.descs["gen"].tolist(), strict=True):
+        every = batch if batch._chain is None else batch.parts
+        for frame, gen in zip(every.frames(every.frame_size), every.descs["gen"].tolist(), strict=True):
             self._taken[frame] = gen, taken
         return taken
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from afxdp_pool import knobs, wire
 from afxdp_pool import netdev as netdevs
 from afxdp_pool._native import ffi, lib
-from afxdp_pool.binding import borrow_program, check_place, check_told, native_config, open_error
+from afxdp_pool.binding import borrow_program, check_place, check_told, max_frames, native_config, open_error
 from afxdp_pool.config import PortConfig
 from afxdp_pool.errors import (
     AfXdpError,
@@ -46,13 +46,16 @@ def open_here(port: Port, where: netdevs.Netdev, program: XdpProgram | None) -> 
     """Make and bind the socket; receive through `program`, or the one this process's ports share."""
     knobs.restore(port.netdev, port._netns)
     bind(port, port.config)
+    port.native.max_frames = max_frames(port.config, where, zero_copy=lib.afp_port_zero_copy(port.native) == 1)
     if port.config.transmit in ("auto", "live"):
         set_live(port, where)
     if port.config.receive:
         wanted = port.config.rx_metadata
         if program is not None:
             check_told(port.name, program.rx_metadata, wanted)
-        port._program = port._inlet = program or borrow_program(port.netdev, port._netns, rx_metadata=wanted)
+        port._program = port._inlet = program or borrow_program(
+            port.netdev, port._netns, rx_metadata=wanted, frags=port.config.multi_buffer
+        )
         port._borrowed = program is None
     elif lib.afp_port_zero_copy(port.native) == 1:
         _let_driver_send(port)
@@ -88,6 +91,7 @@ def open_via(port: Port, path: str | os.PathLike[str]) -> None:
         port.native.busy_poll = True
     if config.transmit in ("auto", "live"):
         set_live(port, where)
+    port.native.max_frames = max_frames(config, where, zero_copy=lib.afp_port_zero_copy(port.native) == 1)
     if config.receive:
         port._inlet = lease
 
@@ -115,7 +119,7 @@ def bind(port: Port, config: PortConfig) -> None:
     if result == lib.AFP_WRONG_THREAD and stage[0] == lib.AFP_STAGE_TABLE:
         raise _wrong_thread(port)
     if result:
-        raise open_error(port.name, port._driver, port.config.mode, -result, stage[0])
+        raise open_error(port.name, port._driver, port.config, -result, stage[0])
 
 
 def _lease(port: Port, connection: Connection) -> None:
@@ -155,6 +159,7 @@ def _lease(port: Port, connection: Connection) -> None:
     failed = lib.afp_lease_take(port._port, lease.take_fd(), native_config(port.netdev, port.queue, config))
     if failed:
         raise BrokerError("the broker's socket has other rings", subject=port.name, errno=-failed)
+    port.native.max_frames = max_frames(config, None, zero_copy=False)
     if config.receive:
         port._inlet = lease
 
@@ -187,6 +192,8 @@ def set_live(port: Port, where: netdevs.Netdev) -> None:
     """Transmit live if that is possible and better, or note why not."""
     demanded = port.config.transmit == "live"
     refused = unfit(port.pool.umem)
+    if port.config.multi_buffer:
+        refused = Refused("packets of several frames go by the socket", chosen=True)
     if not demanded and lib.afp_port_zero_copy(port._port) == 1:
         refused = Refused("the socket's zero-copy is better", chosen=True)
     if refused is None:

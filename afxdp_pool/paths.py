@@ -388,7 +388,11 @@ def _memory(size: int, places: Sequence[_Place], options: Options) -> tuple[Memo
     """Memory that a broker can register; or that BPF programs can see, if a port may transmit live, or why not."""
     if options.via is not None:
         return SharedMemory(size, huge_pages=options.huge_pages), None
-    wanted = {c.transmit for c in (place.config for place in places) if c.transmit == "live" or c.mode != "zero-copy"}
+    wanted = {
+        c.transmit
+        for c in (place.config for place in places)
+        if c.transmit == "live" or not (c.mode == "zero-copy" or c.multi_buffer)
+    }
     if "live" not in wanted and ("auto" not in wanted or options.huge_pages or size > LARGEST_UMEM):
         return None, None
     try:
@@ -410,6 +414,7 @@ def _program(netdev: str, options: Options) -> Iterator[XdpProgram]:
         force=options.force,
         rules=tuple(options.rules),
         rx_metadata=options.port_of(netdev).rx_metadata,
+        frags=options.port_of(netdev).multi_buffer,
     )
     try:
         yield program

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from afxdp_pool._native import calls, ffi, lib
 from afxdp_pool.batch import DESC, Batch, need_batch
 from afxdp_pool.callbacks import Callbacks
+from afxdp_pool.chain import spread
 from afxdp_pool.config import MAX_COUNT, check_count
 from afxdp_pool.errors import (
     ConfigError,
@@ -231,8 +232,12 @@ class FramePool(calls.Pool):
             raise FrameSizeError(f"a fragment of {size} bytes is not possible", hint=f"choose 1 to {room}")
         return self._allocated(out, got, "alloc_fragments")
 
-    def write(self, packets: Sequence[bytes | bytearray | memoryview]) -> Batch:
+    def write(self, packets: Sequence[bytes | bytearray | memoryview], *, multi_buffer: bool = False) -> Batch:
         """Frames with these packets in them, in order; of fewer packets when the pool and the Umem have no more.
+
+        Args:
+            packets: none of them empty, if it is to be sent.
+            multi_buffer: a packet that does not fit a frame lies in several (docs/large-packets.md).
 
         Raises:
             InvalidDescriptorError: a packet does not fit a frame. TypeError: it is not bytes, nor a buffer of them.
@@ -245,6 +250,8 @@ class FramePool(calls.Pool):
         lengths = [len(content) for content in contents]
         room = self.umem.frame_size - self.umem.config.headroom
         if max(lengths, default=0) > room:
+            if multi_buffer:
+                return self._write_parts(contents, lengths, room)
             raise InvalidDescriptorError(
                 f"a packet of {max(lengths)} bytes does not fit a frame", hint=f"frames here take {room} bytes"
             )
@@ -254,6 +261,24 @@ class FramePool(calls.Pool):
             memory[start : start + length] = content
         batch.len[:] = lengths[: len(batch)]
         return batch
+
+    def _write_parts(self, contents: list[memoryview], lengths: list[int], room: int) -> Batch:
+        """`write`, of packets in several frames."""
+        sizes, options = spread(lengths, room)
+        frames = self.alloc(len(sizes))
+        ends = [i + 1 for i, option in enumerate(options[: len(frames)]) if not option]
+        whole = ends[-1] if ends else 0
+        if whole < len(frames):
+            self.put(frames[whole:])
+        descs = frames.descs[:whole]
+        descs["len"], descs["options"] = sizes[:whole], options[:whole]
+        memory: Any = memoryview(self._data)  # type: ignore[arg-type]
+        starts = iter(descs["addr"].tolist())
+        for content in contents[: len(ends)]:
+            for at in range(0, max(len(content), 1), room):
+                start, part = next(starts), content[at : at + room]
+                memory[start : start + len(part)] = part
+        return Batch.of_frames(descs, self._data, umem=self.umem)
 
     def _new_batch(self, n: int) -> Batch:
         batch = Batch(np.empty(check_count(n), DESC), self._data, frame_size=self._frame_size, umem=self.umem)

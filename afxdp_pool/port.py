@@ -16,13 +16,14 @@ import numpy as np
 
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import DESC, Batch, need_batch
-from afxdp_pool.binding import check_place, link_gone, return_program
-from afxdp_pool.config import PortConfig, check_count
+from afxdp_pool.binding import check_place, link_gone, max_frames, return_program
+from afxdp_pool.config import MAX_COUNT, PortConfig, check_count
 from afxdp_pool.errors import (
     AfXdpError,
     BrokerError,
     ConfigError,
     ForeignFrameError,
+    InvalidDescriptorError,
     LinkGoneError,
     MemoryLimitError,
     NotEnoughFramesError,
@@ -66,6 +67,7 @@ class PortInfo:
         bus: the address of the hardware behind it; empty without, or when it is a broker's to know.
         numa_node: the NUMA node of the hardware; None: it has none, or it is not known.
         rx_metadata: what it learns of received packets beside their bytes.
+        max_frames: most frames of a packet that it sends; 1 without multi-buffer.
     """
 
     netdev: str
@@ -87,6 +89,7 @@ class PortInfo:
     bus: str = ""
     numa_node: int | None = None
     rx_metadata: tuple[str, ...] = ()
+    max_frames: int = 1
 
 
 class Port(Waiting):
@@ -173,6 +176,7 @@ class Port(Waiting):
         self._prepare(pool, name, 0, config or PortConfig())
         self._require_frames()
         self._port = self._new()
+        self._port.max_frames = max_frames(self.config, None, zero_copy=False)
         c = self.config
         if lib.afp_port_mock(
             self._port,
@@ -221,7 +225,9 @@ class Port(Waiting):
         pool = self.pool.native
         level = self.config.fill_level if self.config.receive else min(self.config.fill_level, 64)
         port = lib.afp_port_new(self.pool.umem.table, pool, level)
-        if port == ffi.NULL:
+        if port != ffi.NULL:
+            port.multi_buffer, port.max_frames = self.config.multi_buffer, 1
+        else:
             raise MemoryLimitError("no memory, or more than 254 ports on one Umem", subject=self.name)
         port = ffi.gc(port, lib.afp_port_forget)  # other threads may look at its counters while it is closed
         if self.config.receive and self.config.rx_metadata and lib.afp_port_want_metadata(port):
@@ -341,6 +347,7 @@ class Port(Waiting):
             self._where.bus if self._where else "",
             self._where.numa_node if self._where else None,
             c.rx_metadata if c.receive else (),
+            int(self.native.max_frames),
         )
 
     def resume(self) -> None:
@@ -372,8 +379,7 @@ class Port(Waiting):
         port = self.native
         _ = self.pool.native  # or it raises: the number of a closed pool may be another's by now
         if n is None:
-            stats = port_stats(port)
-            n = max(0, int(port.fill_level) - (stats.fill_submitted - stats.rx_packets - stats.fill_reclaimed))
+            n = max(0, int(port.fill_level) - port_stats(port).in_fill)
         got = lib.afp_port_fill(port, check_count(n))
         if got < 0:
             raise self.pool._refusal(got, f"{self.name}: fill")
@@ -386,6 +392,8 @@ class Port(Waiting):
         Ownership: the caller holds the frames until put, sent or kept.
         """
         umem = self.pool.umem
+        if self.config.multi_buffer:
+            return self._receive_packets(check_count(n))
         batch = Batch(np.empty(check_count(n), DESC), umem.data, self, frame_size=umem.frame_size, umem=umem)
         got = lib.afp_port_receive(self.native, batch.pointer, n)
         batch = batch[:got]
@@ -393,14 +401,27 @@ class Port(Waiting):
             umem.tracer.note(batch)
         return batch
 
+    def _receive_packets(self, n: int) -> Batch:
+        """`receive`, of packets that may lie in several frames."""
+        umem = self.pool.umem
+        room = min(4 * n, MAX_COUNT // 2) + lib.AFP_PACKET_FRAMES
+        frames = np.empty(min(room, umem.frames), DESC)
+        got = lib.afp_receive_packets(self.native, ffi.from_buffer("struct afp_desc[]", frames), len(frames), n)
+        batch = Batch.of_frames(frames[:got], umem.data, self, umem=umem)
+        if got and umem.tracer is not None:
+            umem.tracer.note(batch)
+        return batch
+
     def transmit(self, batch: Batch | Frame) -> int:
         """Put the packets into the TX ring, in order, and wake the kernel. Returns how many there was room for.
 
-        A `Frame`, and `Frames` as far as they are sent, are given away by it. ``batch[sent:]`` is the rest.
+        A `Frame`, and `Frames` as far as they are sent, are given away by it. ``batch[sent:]`` is the rest. Of a packet
+        in several frames all go, or none.
 
         Raises:
             DoubleFreeError: a frame the caller does not hold; ForeignFrameError, InvalidDescriptorError: a descriptor
-                that points outside the Umem, has no length, or leaves its frame. Those before it are sent
+                that points outside the Umem, has no length, or leaves its frame; a packet in more frames than
+                `PortInfo.max_frames`, or in several without `PortConfig.multi_buffer`. Those before it are sent
                 (``error.done`` of them); it and those behind it are the caller's still.
             LinkGoneError: the device is down or gone; ``error.done`` frames are with the port, until it is closed.
 
@@ -416,8 +437,16 @@ class Port(Waiting):
         if batch.data is not self.pool.umem.data:
             raise ForeignFrameError("the batch is of another Umem")
         batch.require()
+        if batch._chain is not None and not self.config.multi_buffer:
+            raise InvalidDescriptorError(
+                f"{self.name}: a packet of several frames",
+                hint="such packets leave by ports opened with PortConfig(multi_buffer=True)",
+            )
         refused = ffi.new("struct afp_refusals *")
-        sent = int(lib.afp_port_transmit(self.native, batch.pointer, len(batch), refused))
+        pointer, frames = batch._moving()
+        sent = int(lib.afp_port_transmit(self.native, pointer, frames, refused))
+        if batch._chain is not None:
+            sent = int(np.searchsorted(batch._chain.starts, sent))  # packets
         batch.given(sent)
         try:
             self.kick()

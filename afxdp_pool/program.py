@@ -78,8 +78,11 @@ class XdpProgram:
         rules: the filter, see `set_rules`.
         rx_metadata: what it tells of each packet it gives to a socket, see `PortConfig`. What only the driver knows
             takes native mode and a BPF link.
+        frags: take packets that are longer than a buffer of the driver's too (BPF_F_XDP_HAS_FRAGS, Linux 5.18). Rules
+            look at the first buffer. Native mode needs a driver that has it.
 
     Attributes:
+        frags: as asked for.
         mode: ``"native"`` or ``"generic"``, what was granted.
         fallback_reason: why `mode` is generic although native was tried, else None.
         attach_kind: ``"link"`` or ``"libxdp"``.
@@ -110,6 +113,7 @@ class XdpProgram:
         force: bool = False,
         rules: Sequence[Rule] = (),
         rx_metadata: Sequence[RxMetadataName] = (),
+        frags: bool = False,
     ) -> None:
         if mode not in ("auto", "native", "generic"):
             raise ConfigError(f"mode is auto, native or generic, not {mode!r}", subject=netdev_name)
@@ -118,6 +122,7 @@ class XdpProgram:
         self._rules = tuple(rules)
         pack_rules(self._rules)
         self.rx_metadata = check_rx_metadata(rx_metadata)
+        self.frags = frags
         self.netdev = netdev.find(netdev_name, netns)
         metadata.check_driver(self.netdev, self.rx_metadata, mode, attach)
         self.fallback_reason: str | None = None
@@ -233,6 +238,8 @@ class XdpProgram:
             program.resize("xsks", max(_LEAST_QUEUES, self.netdev.rx_queues))
             record = xdp.Owner.current().pack()
             program.section(".rodata")[: len(record)] = record
+            if self.frags:
+                program.allow_frags(_PROGRAM)
             if by_libxdp:
                 # Loads it too. No socket is in the map yet, so the missing rules change nothing.
                 self._libxdp = xdp.LibxdpAttachment(program, self.netdev.index, mode)

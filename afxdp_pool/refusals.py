@@ -16,6 +16,8 @@ _REASONS: dict[int, tuple[type[PoolError], str]] = {
     4: (InvalidDescriptorError, "would be refused by the kernel: no length, options set, or not inside one frame"),
     5: (PoolError, "has as many references as can be counted"),
     6: (PoolError, "could not be handed over, for want of memory"),
+    8: (InvalidDescriptorError, "is of a packet in more frames than the device sends: see PortInfo.max_frames"),
+    9: (InvalidDescriptorError, "is of a packet whose last frame is not there"),
     7: (PoolError, "is a fragment, which has but one reference: `Frames(batch)` takes that one over"),
 }
 
@@ -38,11 +40,11 @@ def frames_call(call: Callable[..., int], table: Any, data: Bytes, batch: Batch,
     need_batch(batch)
     if batch.data is not data:
         raise ForeignFrameError("the batch is of another Umem")
-    n = len(batch)
     batch.require()
-    refused = call(table, batch.pointer, n)
+    pointer, frames = batch._moving()
+    refused = call(table, pointer, frames)
     if doing == "put":
-        batch.given(n)
+        batch.given(len(batch))
     if refused:
-        raise_refused(lib.afp_last_refusals(), 0 if doing == "keep" else n - refused, doing)
-    return n
+        raise_refused(lib.afp_last_refusals(), 0 if doing == "keep" else frames - refused, doing)
+    return len(batch)

@@ -71,7 +71,11 @@ class PoolStats(_Counters):
 
 @dataclass(frozen=True)
 class PortStats(_Counters):
-    """What one port moved, as the engine counted it. Packets, bytes, frames, system calls."""
+    """What one port moved, as the engine counted it. Packets, bytes, frames, system calls.
+
+    A packet of several frames is one packet, and its other frames are `rx_parts` and `tx_parts`; so are, in `rx_parts`,
+    the frames of packets that were refused for one bad descriptor. `tx_completed` counts frames.
+    """
 
     fill_submitted: int
     rx_packets: int
@@ -88,6 +92,18 @@ class PortStats(_Counters):
     rx_kicks: int
     fill_reclaimed: int
     tx_reclaimed: int
+    rx_parts: int = 0
+    tx_parts: int = 0
+
+    @property
+    def in_fill(self) -> int:
+        """Frames the kernel has to receive into."""
+        return self.fill_submitted - self.rx_packets - self.rx_parts - self.fill_reclaimed
+
+    @property
+    def in_tx(self) -> int:
+        """Frames given to the kernel to be sent, and not completed."""
+        return self.tx_packets + self.tx_parts - self.tx_completed - self.tx_reclaimed
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ class Watch:
             yield "carrier", "there is no carrier, the other end is down: what is sent is lost"
         umem = port.pool.umem
         room = umem.frame_size - umem.config.headroom - PACKET_HEADROOM
-        if port.config.receive and now.mtu + _ETHERNET > room:
+        if port.config.receive and not port.config.multi_buffer and now.mtu + _ETHERNET > room:
             yield (
                 "mtu",
                 f"the MTU is {now.mtu}, and frames have room for packets of {room} bytes: longer ones are dropped "
@@ -221,15 +221,14 @@ class Watch:
 
     def _stuck(self, port: Port, now: LinkState) -> Iterator[tuple[str, str]]:
         stats = port.stats()
-        in_tx = stats.tx_packets - stats.tx_completed - stats.tx_reclaimed
+        in_tx = stats.in_tx
         if self._still(port, "tx", stats.tx_completed, in_tx > 0):
             yield (
                 "tx",
                 f"{in_tx} packets were given to the kernel and none of them has been sent for a second: "
                 + (_why_stuck(port, now)),
             )
-        in_fill = stats.fill_submitted - stats.rx_packets - stats.fill_reclaimed
-        if port.config.receive and self._still(port, "fill", stats.rx_packets, in_fill <= 0):
+        if port.config.receive and self._still(port, "fill", stats.rx_packets, stats.in_fill <= 0):
             count = port.pool.umem.count_states()
             holds = f"of {sum(count.values())} frames the application holds {count['app']} and TX {count['tx']}"
             yield "fill", f"the FILL ring is empty, so nothing can be received: {holds}"

@@ -178,6 +178,8 @@ class SocketRequest:
         }
         if p.receive and p.rx_metadata:  # a broker that never heard of it need not
             numbers["rx_metadata"] = rx_metadata_bits(p.rx_metadata)
+        if p.multi_buffer:
+            numbers["multi_buffer"] = 1
         return line(SOCKET, self.netdev, self.queue, p.mode, *(f"{name}={value}" for name, value in numbers.items()))
 
     @classmethod
@@ -222,6 +224,7 @@ class SocketRequest:
                 busy_poll_us=n["busy_poll_us"],
                 busy_poll_budget=n["busy_poll_budget"],
                 rx_metadata=rx_metadata_names(n.get("rx_metadata", 0)),
+                multi_buffer=bool(n.get("multi_buffer")),
             ),
             message.stock,
         )
@@ -231,7 +234,7 @@ _NUMBERS = frozenset(
     {"frames", "frame_size", "headroom", "fill", "comp", "rx", "tx"}
     | {"need_wakeup", "tx_budget", "busy_poll_us", "busy_poll_budget"}
 )
-_MORE = frozenset({"rx_metadata"})
+_MORE = frozenset({"rx_metadata", "multi_buffer"})
 
 
 def _number(text: str) -> int:

@@ -87,6 +87,7 @@ def place(
     many: bool = False,
     queues: int = 1,
     hosts: bool = False,
+    mtu: int = 1500,
     parser: argparse.ArgumentParser | None = None,
     port: ap.PortConfig = ap.PortConfig(),  # noqa: B008
 ) -> Iterator[Place]:
@@ -97,6 +98,7 @@ def place(
         many: it takes more interfaces than `pairs`, too.
         queues: how many each interface has in the lab.
         hosts: the far end of each cable is a host of its own, with a kernel's stack.
+        mtu: of the interfaces in the lab.
         parser: with arguments of its own.
         port: rings and mode of its ports.
     """
@@ -118,7 +120,7 @@ def place(
             yield Place(args.interfaces, options, args.seconds, [], args)
             return
         with Lab() as lab:
-            made = [lab.veth(name, queues, host=hosts) for name in pairs]
+            made = [lab.veth(name, queues, mtu, host=hosts) for name in pairs]
             names = [pair.near.name for pair in made]
             yield Place(names, replace(options, netns=lab.engine_netns), args.seconds, made, args)
     except AfXdpError as error:

@@ -10,6 +10,9 @@
 #define AFP_RING_MAX ...
 #define XDP_COPY ...
 #define XDP_ZEROCOPY ...
+#define XDP_USE_SG ...
+#define AFP_CONTD ...
+#define AFP_PACKET_FRAMES ...
 #define XDP_USE_NEED_WAKEUP ...
 
 /* table.h */
@@ -55,13 +58,13 @@ struct afp_refusals *afp_last_refusals(void);
 struct afp_mock_ring { uint32_t producer; uint32_t consumer; uint32_t flags; uint32_t size; void *entries; };
 struct afp_port_stats {
 	uint64_t fill_submitted, rx_packets, rx_bytes, rx_bad, tx_packets, tx_bytes, tx_completed, completion_bad;
-	uint64_t tx_kicks, tx_again, tx_busy, tx_errors, rx_kicks, fill_reclaimed, tx_reclaimed;
+	uint64_t tx_kicks, tx_again, tx_busy, tx_errors, rx_kicks, fill_reclaimed, tx_reclaimed, rx_parts, tx_parts;
 };
 struct xsk_ring_prod { uint32_t cached_prod; uint32_t cached_cons; ...; };
 struct xsk_ring_cons { uint32_t cached_prod; uint32_t cached_cons; ...; };
 struct afp_tap;
 struct afp_port {
-	uint32_t id; uint32_t fill_level; int fd; int error; bool busy_poll;
+	uint32_t id; uint32_t fill_level; int fd; int error; bool busy_poll; bool multi_buffer; uint32_t max_frames, rx_next;
 	struct xsk_ring_prod fill, tx;
 	struct xsk_ring_cons rx, comp;
 	struct afp_mock_ring mock[4];
@@ -90,6 +93,7 @@ int afp_port_fill(struct afp_port *port, uint32_t n);
 uint32_t afp_port_receive(struct afp_port *port, struct afp_desc *out, uint32_t n);
 uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
 uint32_t afp_port_complete(struct afp_port *port, uint32_t n);
+uint32_t afp_receive_packets(struct afp_port *port, struct afp_desc *out, uint32_t room, uint32_t packets);
 int afp_port_kick(struct afp_port *port);
 void afp_port_wake_rx(struct afp_port *port);
 struct afp_turn { uint32_t completed, waiting, in_tx, missing; int error; };
@@ -178,10 +182,13 @@ struct afp_engine {
 	struct afp_route route[64];
 	struct afp_generator *generator;
 	uint64_t packet_limit, received;
-	uint32_t busy_port, busy_n;
+	uint32_t busy_port, busy_n, busy_frames;
+	bool multi;
 	int failed_port;
 	struct afp_desc descs[1024];
 	uint8_t verdicts[1024];
+	struct afp_desc origin[1024];
+	uint32_t start[1025];
 	uint32_t bad_verdicts;
 	...;
 };

@@ -32,6 +32,9 @@ int bpf_object__load(struct bpf_object *obj);
 void bpf_object__close(struct bpf_object *obj);
 struct bpf_program *bpf_object__find_program_by_name(const struct bpf_object *obj, const char *name);
 int bpf_program__fd(const struct bpf_program *prog);
+uint32_t bpf_program__flags(const struct bpf_program *prog);
+int bpf_program__set_flags(struct bpf_program *prog, uint32_t flags);
+#define BPF_F_XDP_HAS_FRAGS ...
 struct bpf_map *bpf_object__find_map_by_name(const struct bpf_object *obj, const char *name);
 struct bpf_map *bpf_object__next_map(const struct bpf_object *obj, const struct bpf_map *map);
 const char *bpf_map__name(const struct bpf_map *map);

@@ -48,6 +48,7 @@ int afp_engine_add(struct afp_engine *e, struct afp_port *port)
 		return -1;
 	e->port[e->nports] = port;
 	e->route[e->nports] = (struct afp_route){.receive = 1};
+	e->multi |= port->multi_buffer;
 	return (int)e->nports++;
 }
 
@@ -65,11 +66,6 @@ void afp_engine_clear_stop(struct afp_engine *e)
 
 	atomic_store(&e->stop, 0);
 	(void)!read(e->wake_fd, &times, sizeof(times));
-}
-
-static inline void count(struct afp_engine *e, int which, uint64_t n)
-{
-	bump(&e->stat[which], n);
 }
 
 /* Parts of a round ----------------------------------------------------------------------------------------------------- */
@@ -100,7 +96,7 @@ static bool may_hold(const struct afp_engine *e, struct afp_live *live, uint32_t
 	return live_staged(live) + e->batch <= hold && ++live->held <= hold / e->batch;
 }
 
-static int kick(struct afp_engine *e, uint32_t hold)
+int afp_engine_kick(struct afp_engine *e, uint32_t hold)
 {
 	for (uint32_t i = 0; i < e->nports; i++) {
 		struct afp_port *port = e->port[i];
@@ -124,10 +120,10 @@ static int kick(struct afp_engine *e, uint32_t hold)
 	return 0;
 }
 
-static void rewrite(const struct afp_table *t, const struct afp_route *r, const struct afp_desc *descs, uint32_t n)
+static void rewrite(const struct afp_engine *e, const struct afp_route *r, const struct afp_desc *descs, uint32_t n)
 {
-	for (uint32_t i = 0; i < n; i++) {
-		uint8_t *eth = t->area + descs[i].addr, mac[6];
+	for (uint32_t i = 0; i < n; i += likely(!e->multi) ? 1 : packet_frames(descs + i, n - i)) {
+		uint8_t *eth = e->table->area + descs[i].addr, mac[6];
 
 		if (unlikely(descs[i].len < 14))
 			continue;
@@ -143,64 +139,50 @@ static void rewrite(const struct afp_table *t, const struct afp_route *r, const 
 	}
 }
 
-static void drop(struct afp_engine *e, const struct afp_desc *descs, uint32_t n, int counter)
+/* Frames that may be received at once: packets of several need more than the batch has packets. */
+static inline uint32_t most_frames(const struct afp_engine *e)
 {
-	struct afp_refusals refused = {0};
-
-	if (!n)
-		return;
-	count(e, counter, n);
-	afp_put(e->table, descs, n, &refused);
+	return likely(!e->multi) ? e->batch : AFP_BATCH_MAX;
 }
 
-/* Send a run of packets out of one port. `origin` is what was received: a descriptor that a handler spoiled, or pointed at
- * another frame, is not sent, and the frame it came with is dropped. */
-static void send_run(struct afp_engine *e, uint32_t out, const struct afp_desc *descs, const struct afp_desc *origin, uint32_t n,
-		     int counter)
-{
-	struct afp_port *port = e->port[out];
-
-	while (n) {
-		struct afp_refusals refused = {0};
-		uint32_t same = 0, sent, lost;
-
-		while (same < n && frame_of(e->table, descs[same].addr) == frame_of(e->table, origin[same].addr))
-			same++;
-		sent = afp_port_transmit(port, descs, same, &refused);
-		count(e, counter, sent);
-		/* What stopped it: a bad descriptor, or no room after all (then nothing more goes). */
-		lost = sent == n ? 0 : refused.n || sent == same ? 1 : n - sent;
-		drop(e, origin + sent, lost, E_REFUSED);
-		descs += sent + lost;
-		origin += sent + lost;
-		n -= sent + lost;
-	}
-}
-
-static uint32_t output_of(uint32_t in, uint8_t verdict)
-{
-	return verdict == AFP_REFLECT ? in : verdict & 0x7fu;
-}
-
-/* How many packets may be received from a port so that all of them can leave. */
+/* How many frames may be received from a port so that all of them can leave. */
 static uint32_t route_room(struct afp_engine *e, uint32_t in)
 {
 	const struct afp_route *r = &e->route[in];
 
 	if (r->verdict == AFP_DROP)
-		return e->batch;
-	return port_tx_room(e->port[output_of(in, r->verdict)], e->batch);
+		return most_frames(e);
+	return port_tx_room(e->port[output_of(in, r->verdict)], most_frames(e));
 }
 
 /* Room for a whole batch on every port that can send: a handler may send all of it anywhere. */
 static uint32_t any_room(struct afp_engine *e)
 {
-	uint32_t room = e->batch;
+	uint32_t room = most_frames(e);
 
 	for (uint32_t i = 0; i < e->nports; i++)
 		if (e->port[i]->tx.ring)
 			room = port_tx_room(e->port[i], room);
 	return room;
+}
+
+/* Up to a batch of packets, in up to `room` frames; how many frames. One that no TX ring will ever have room for is dropped. */
+static uint32_t receive(struct afp_engine *e, uint32_t in, struct afp_desc *out, uint32_t room)
+{
+	struct afp_port *port = e->port[in];
+	uint32_t n, most = AFP_BATCH_MAX;
+
+	if (likely(!port->multi_buffer))
+		return afp_port_receive(port, out, room < e->batch ? room : e->batch);
+	for (uint32_t i = 0; i < e->nports; i++)
+		if (e->port[i]->tx.ring && e->port[i]->tx.size < most)
+			most = e->port[i]->tx.size;
+	while (!(n = afp_receive_packets(port, out, room, e->batch)) && unlikely(port->rx_next > most)) {
+		n = afp_receive_packets(port, out, AFP_BATCH_MAX, 1);
+		e->received++;
+		afp_engine_drop(e, out, n, E_REFUSED);
+	}
+	return n;
 }
 
 static uint32_t serve_port(struct afp_engine *e, uint32_t in)
@@ -211,20 +193,20 @@ static uint32_t serve_port(struct afp_engine *e, uint32_t in)
 	if (!r->receive)
 		return 0;
 	room = route_room(e, in);
-	n = room ? afp_port_receive(e->port[in], e->descs, room) : 0;
-	e->more |= n == e->batch;
+	n = room ? receive(e, in, e->descs, room) : 0;
+	e->more |= n >= e->batch;
 	if (!n) {
 		afp_port_wake_rx(e->port[in]);
 		return 0;
 	}
-	e->received += n;
+	e->received += packets_of(e, e->descs, n);
 	if (r->verdict == AFP_DROP) {
-		drop(e, e->descs, n, E_DROPPED);
+		afp_engine_drop(e, e->descs, n, E_DROPPED);
 		return n;
 	}
 	if (r->rewrite)
-		rewrite(e->table, r, e->descs, n);
-	send_run(e, output_of(in, r->verdict), e->descs, e->descs, n, r->verdict == AFP_REFLECT ? E_REFLECTED : E_FORWARDED);
+		rewrite(e, r, e->descs, n);
+	afp_engine_send(e, output_of(in, r->verdict), e->descs, e->descs, n, r->verdict == AFP_REFLECT ? E_REFLECTED : E_FORWARDED);
 	return n;
 }
 
@@ -319,7 +301,7 @@ int afp_engine_run(struct afp_engine *e, uint64_t deadline_ns)
 			e->more |= sent == e->batch;
 			work += sent;
 		}
-		if (kick(e, e->more ? AFP_LIVE_SLICE : 0))
+		if (afp_engine_kick(e, e->more ? AFP_LIVE_SLICE : 0))
 			return AFP_RAN_ERROR;
 		if ((g && g->count && g->sent >= g->count) || (e->packet_limit && e->received >= e->packet_limit))
 			return AFP_RAN_COUNT;
@@ -327,6 +309,26 @@ int afp_engine_run(struct afp_engine *e, uint64_t deadline_ns)
 		if (why >= 0)
 			return why;
 	}
+}
+
+/* A batch for a handler: the first frame of each packet in `descs`, all of them in `origin`. How many packets. */
+static uint32_t receive_batch(struct afp_engine *e, uint32_t in, uint32_t room)
+{
+	uint32_t n, frames;
+
+	if (likely(!e->multi)) {
+		n = e->busy_frames = afp_port_receive(e->port[in], e->descs, room);
+		memcpy(e->origin, e->descs, n * sizeof(e->descs[0]));
+		return n;
+	}
+	e->busy_frames = receive(e, in, e->origin, room);
+	for (n = frames = 0; frames < e->busy_frames; n++) {
+		e->descs[n] = e->origin[frames];
+		e->start[n] = frames;
+		frames += packet_frames(e->origin + frames, e->busy_frames - frames);
+	}
+	e->start[n] = frames;
+	return n;
 }
 
 int afp_engine_poll(struct afp_engine *e, uint64_t deadline_ns)
@@ -347,9 +349,8 @@ int afp_engine_poll(struct afp_engine *e, uint64_t deadline_ns)
 
 			if (!e->route[in].receive)
 				continue;
-			n = afp_port_receive(e->port[in], e->descs, room);
+			n = receive_batch(e, in, room);
 			if (n) {
-				memcpy(e->origin, e->descs, n * sizeof(e->descs[0]));
 				memset(e->verdicts, AFP_DROP, n); /* of packets a handler says nothing about */
 				e->busy_port = in;
 				e->busy_n = n;
@@ -361,7 +362,7 @@ int afp_engine_poll(struct afp_engine *e, uint64_t deadline_ns)
 			}
 			afp_port_wake_rx(e->port[in]);
 		}
-		if (kick(e, 0))
+		if (afp_engine_kick(e, 0))
 			return AFP_RAN_ERROR;
 		why = settle(e, work, deadline_ns, UINT64_MAX);
 		if (why >= 0)
@@ -369,89 +370,18 @@ int afp_engine_poll(struct afp_engine *e, uint64_t deadline_ns)
 	}
 }
 
-/* Packets with one fate: how many of them had none, because the verdict means nothing. */
-static uint32_t carry_out(struct afp_engine *e, uint8_t verdict, const struct afp_desc *descs, const struct afp_desc *origin,
-			  uint32_t n)
-{
-	uint32_t out;
-
-	if (verdict == AFP_DROP) {
-		drop(e, origin, n, E_DROPPED);
-		return 0;
-	}
-	if (verdict == AFP_KEEP) {
-		count(e, E_KEPT, n);
-		return 0;
-	}
-	out = output_of(e->busy_port, verdict);
-	if (verdict < AFP_FORWARD || out >= e->nports || !e->port[out]->tx.ring) {
-		drop(e, origin, n, E_REFUSED);
-		return n;
-	}
-	send_run(e, out, descs, origin, n, out == e->busy_port ? E_REFLECTED : E_FORWARDED);
-	return 0;
-}
-
-/* Several fates in one batch: those who share one go together, in their order, however they were mixed. A packet at a time
- * would cost as much as five in a bulk. */
-static uint32_t sort_out(struct afp_engine *e, const uint8_t *verdicts, uint32_t n)
-{
-	struct afp_desc descs[AFP_BATCH_MAX], origin[AFP_BATCH_MAX];
-	bool done[256] = {false};
-	uint32_t bad = 0;
-
-	for (uint32_t i = 0; i < n; i++) {
-		const uint8_t verdict = verdicts[i];
-		uint32_t same = 0;
-
-		if (done[verdict])
-			continue;
-		done[verdict] = true;
-		for (uint32_t j = i; j < n; j++) {
-			/* Without a branch: verdicts come in no pattern. */
-			descs[same] = e->descs[j];
-			origin[same] = e->origin[j];
-			same += verdicts[j] == verdict;
-		}
-		bad += carry_out(e, verdict, descs, origin, same);
-	}
-	return bad;
-}
-
-uint32_t afp_engine_dispatch(struct afp_engine *e)
-{
-	uint8_t verdicts[AFP_BATCH_MAX]; /* read once: a handler may have kept a view of the engine's */
-	uint32_t n = e->busy_n, bad = 0;
-
-	e->busy_n = 0;
-	if (!n)
-		return 0;
-	for (uint32_t i = 0; i < n; i++) {
-		/* One way out, one order: back out of the port it came from has two names. */
-		uint8_t verdict = e->verdicts[i];
-
-		verdicts[i] = verdict == AFP_REFLECT ? (uint8_t)(AFP_FORWARD | e->busy_port) : verdict;
-	}
-	if (!memcmp(verdicts, verdicts + 1, n - 1))
-		bad = carry_out(e, verdicts[0], e->descs, e->origin, n);
-	else
-		bad = sort_out(e, verdicts, n);
-	(void)kick(e, n == e->batch ? e->hold : 0);
-	return bad;
-}
-
 uint32_t afp_engine_drain(struct afp_engine *e, uint64_t deadline_ns)
 {
 	const struct timespec pause = {0, DRAIN_PAUSE_NS};
 
 	/* A batch nobody has decided about: the handler raised, or a signal came before it was called. */
-	drop(e, e->origin, e->busy_n, E_DROPPED);
-	e->busy_n = 0;
+	afp_engine_drop(e, e->origin, e->busy_frames, E_DROPPED);
+	e->busy_n = e->busy_frames = 0;
 	for (;;) {
 		uint32_t left = 0, work = 0;
 
 		(void)recycle(e, false, &work);
-		(void)kick(e, 0);
+		(void)afp_engine_kick(e, 0);
 		for (uint32_t i = 0; i < e->nports; i++)
 			left += port_in_tx(e->port[i]);
 		if (!left || afp_now_ns() >= deadline_ns)

@@ -7,6 +7,8 @@
  * Back-pressure: a packet is received only when every port it may leave by has room for it. So nothing is ever dropped in
  * here for want of room; under overload the kernel drops and counts (XDP_STATISTICS), and order is kept.
  *
+ * Packets of several frames (multi.h): a handler sees the first frame of each, and its verdict is that of them all.
+ *
  * Idle: after `spin` rounds without work the worker sleeps in ppoll() until a packet, the next send time, a completion that
  * is due, the deadline, or stop.
  */
@@ -14,6 +16,7 @@
 #define AFXDP_POOL_ENGINE_H
 
 #include "audit.h"
+#include "multi.h"
 
 #define AFP_ENGINE_PORTS 64
 #define AFP_BATCH_MAX 1024
@@ -81,7 +84,9 @@ struct afp_engine {
 	uint64_t received;
 	uint32_t idle; /* rounds without work, in a row */
 	uint32_t busy_port; /* of a batch in `descs`: the engine's index of the port it came from */
-	uint32_t busy_n;
+	uint32_t busy_n;      /* packets of it; and frames, in `origin` */
+	uint32_t busy_frames;
+	bool multi;   /* a port has packets of several frames */
 	bool more;    /* this round found a full batch: the next one will find packets too */
 	bool handler; /* driven by poll() and dispatch(): any packet may leave by any port */
 	int wake_fd; /* eventfd: stop() from any thread */
@@ -93,6 +98,7 @@ struct afp_engine {
 	uint8_t verdicts[AFP_BATCH_MAX];
 	/* What was received, out of the handler's reach: a spoiled descriptor does not lose its frame. */
 	struct afp_desc origin[AFP_BATCH_MAX];
+	uint32_t start[AFP_BATCH_MAX + 1]; /* where in `origin` each packet begins, if `multi` */
 	uint32_t bad_verdicts;
 	uint32_t hold; /* under load a handler's packets wait for so many to be sent live: more, when it is quick */
 };
@@ -132,6 +138,33 @@ int64_t afp_engine_turn(struct afp_engine *e, uint64_t deadline_ns, int all);
 uint32_t afp_engine_drain(struct afp_engine *e, uint64_t deadline_ns);
 void afp_engine_read_stats(const struct afp_engine *e, struct afp_engine_stats *out);
 uint64_t afp_now_ns(void);
+
+/* Between engine.c and dispatch.c ----------------------------------------------------------------------------------------- */
+
+static inline void count(struct afp_engine *e, int which, uint64_t n)
+{
+	bump(&e->stat[which], n);
+}
+
+/* Packets that these frames are. */
+static inline uint32_t packets_of(const struct afp_engine *e, const struct afp_desc *descs, uint32_t n)
+{
+	return likely(!e->multi) ? n : packets_in(descs, n);
+}
+
+static inline uint32_t output_of(uint32_t in, uint8_t verdict)
+{
+	return verdict == AFP_REFLECT ? in : verdict & 0x7fu;
+}
+
+/* Frames go home; `counter` counts their packets. */
+void afp_engine_drop(struct afp_engine *e, const struct afp_desc *descs, uint32_t n, int counter);
+/* A run of packets, out of one port. `origin` is what was received: a descriptor that a handler spoiled, or pointed at another
+ * frame, is not sent, and the frame it came with is dropped. */
+void afp_engine_send(struct afp_engine *e, uint32_t out, const struct afp_desc *descs, const struct afp_desc *origin, uint32_t n,
+		     int counter);
+/* Tell the kernel what there is to send; a port that can send live may wait for up to `hold` packets. 0 or a negative errno. */
+int afp_engine_kick(struct afp_engine *e, uint32_t hold);
 
 /* generate.c: one step of the tx path; how many packets went. `*next_ns`: when it wants to be called again. */
 uint32_t afp_generate(struct afp_generator *g, struct afp_port *port, struct afp_desc *scratch, uint32_t batch, uint64_t *next_ns);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Frames between a pool and the kernel's rings: see port.h. */
 #include "metadata.h"
+#include "multi.h"
 
 #include <stdlib.h>
 
@@ -54,6 +55,8 @@ uint32_t afp_port_receive(struct afp_port *port, struct afp_desc *out, uint32_t 
 
 	if (unlikely(!port->rx.ring))
 		return 0;
+	if (unlikely(port->multi_buffer))
+		return afp_receive_packets(port, out, n, n);
 	n = xsk_ring_cons__peek(&port->rx, n, &index);
 	if (!n)
 		return 0;
@@ -149,6 +152,31 @@ static enum afp_reason lend_to_tx(struct afp_port *port, const struct afp_desc *
 	}
 }
 
+enum afp_reason afp_port_lend(struct afp_port *port, const struct afp_desc *desc)
+{
+	return lend_to_tx(port, desc);
+}
+
+void afp_port_unlend(struct afp_port *port, const struct afp_desc *desc)
+{
+	struct afp_table *t = port->table;
+	uint32_t frame = frame_of(t, desc->addr);
+	uint64_t w = word_load(t, frame), next;
+
+	if (likely(word_holder(w) == port->id)) {
+		word_store(t, frame, word_make(word_gen(w), 0, AFP_APP, word_owner(w), 0, 1));
+		return;
+	}
+	port->sent_clones[frame]--;
+	if (w & AFP_FRAGMENTED)
+		afp_give_fragment(t, frame, desc->addr);
+	do {
+		next = w - AFP_ONE_TX;
+		if (!word_tx(next))
+			next = (next & ~(AFP_STATE_MASK | AFP_HOLDER_MASK)) | (uint64_t)AFP_APP << AFP_STATE_SHIFT;
+	} while (!atomic_compare_exchange_weak_explicit(&t->word[frame], &w, next, memory_order_release, memory_order_relaxed));
+}
+
 /* The common case, in one comparison: a frame of this thread's own pool, held by nobody else and not given back. */
 static inline bool lend_direct(struct afp_port *port, const struct afp_pool *mine, const struct afp_desc *desc)
 {
@@ -178,6 +206,8 @@ uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, 
 
 	if (unlikely(!port->tx.ring))
 		return 0;
+	if (unlikely(port->multi_buffer))
+		return afp_transmit_packets(port, descs, n, refused);
 	n = port_tx_room(port, n);
 	for (done = 0; done < n; done++) {
 		const struct afp_desc *desc = &descs[done];

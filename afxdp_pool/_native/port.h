@@ -33,8 +33,10 @@ struct afp_port_stats {
 	uint64_t rx_kicks;
 	uint64_t fill_reclaimed; /* frames taken back from the kernel when the port closed, filled ... */
 	uint64_t tx_reclaimed;   /* ... and sent but not completed */
+	uint64_t rx_parts;       /* frames that brought no packet of their own: more of one, or of one that was refused */
+	uint64_t tx_parts;       /* frames sent that were more of a packet */
 };
-#define AFP_PORT_STATS 15
+#define AFP_PORT_STATS 17
 
 struct afp_mapping {
 	void *at; /* NULL: none */
@@ -51,6 +53,10 @@ struct afp_port {
 	int error;           /* errno of the last kick that failed for good */
 	bool busy_poll;      /* the socket's calls run the driver's NAPI: they are made in every round */
 	bool wants_metadata; /* of the packets it receives: metadata.h */
+	bool multi_buffer;   /* packets of several frames come and go: multi.h */
+	bool rx_refusing;    /* of one without end, the rest is refused too */
+	uint32_t max_frames; /* of a packet to be sent */
+	uint32_t rx_next;    /* frames of the packet that the last receive had no room for; 0: none waits */
 	struct xsk_ring_prod fill, tx;
 	struct xsk_ring_cons rx, comp;
 	struct afp_live *live; /* NULL: everything goes by the socket */
@@ -71,7 +77,7 @@ struct afp_port_config {
 	const char *netdev;
 	uint32_t queue;
 	uint32_t fill_size, comp_size, rx_size, tx_size; /* rx_size or tx_size 0: no such ring */
-	uint32_t bind_flags;                             /* XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP */
+	uint32_t bind_flags;                             /* XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP, XDP_USE_SG */
 	uint32_t tx_budget;                              /* descriptors a sendto() may handle in copy mode; 0 = kernel's 32 */
 	int busy_poll_us, busy_poll_budget;              /* us 0: no busy polling */
 };
@@ -82,6 +88,7 @@ enum afp_stage { AFP_STAGE_NONE, AFP_STAGE_TABLE, AFP_STAGE_UMEM, AFP_STAGE_BIND
 enum afp_port_stat {
 	P_FILL, P_RX, P_RX_BYTES, P_RX_BAD, P_TX, P_TX_BYTES, P_COMPLETED, P_COMP_BAD,
 	P_KICKS, P_AGAIN, P_BUSY, P_ERRORS, P_RX_KICKS, P_FILL_RECLAIMED, P_TX_RECLAIMED,
+	P_RX_PARTS, P_TX_PARTS, /* P_RX and P_TX count frames */
 };
 
 struct afp_port *afp_port_new(struct afp_table *t, struct afp_pool *pool, uint32_t fill_level);
@@ -106,7 +113,8 @@ int afp_port_zero_copy(const struct afp_port *port);
 /* XDP_STATISTICS, its six counters; 0 or a negative errno. */
 int afp_port_kernel_stats(const struct afp_port *port, uint64_t *out);
 
-/* All return how many frames moved; a full or empty ring is a smaller number. fill: or AFP_WRONG_THREAD. */
+/* All return how many frames moved; a full or empty ring is a smaller number. fill: or AFP_WRONG_THREAD. A port with
+ * packets of several frames moves whole ones. */
 int afp_port_fill(struct afp_port *port, uint32_t n);
 uint32_t afp_port_receive(struct afp_port *port, struct afp_desc *out, uint32_t n);
 uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
@@ -133,6 +141,9 @@ struct afp_turn {
 /* All that the rings need besides receiving and sending: completions taken, FILL topped up, what is in TX kicked, the driver
  * woken if it asks, or if the port busy-polls. 0, AFP_WRONG_THREAD or AFP_CLOSED: then only FILL was left out. */
 int afp_port_recycle(struct afp_port *port, struct afp_turn *out);
+/* For multi.c. One reference of the caller's goes to TX; and comes back, before the kernel has seen it. */
+enum afp_reason afp_port_lend(struct afp_port *port, const struct afp_desc *desc);
+void afp_port_unlend(struct afp_port *port, const struct afp_desc *desc);
 /* The socket is gone: every frame the kernel had from this port comes home. */
 void afp_port_reclaim(struct afp_port *port);
 

@@ -17,6 +17,10 @@
 #ifndef XDP_MAX_TX_SKB_BUDGET
 #define XDP_MAX_TX_SKB_BUDGET 9
 #endif
+/* XDP_USE_SG: Linux 6.6. */
+#ifndef XDP_USE_SG
+#define XDP_USE_SG (1 << 4)
+#endif
 #ifndef SOL_XDP
 #define SOL_XDP 283
 #endif

@@ -305,6 +305,8 @@ void afp_port_read_stats(const struct afp_port *port, struct afp_port_stats *out
 
 	for (int i = 0; i < AFP_PORT_STATS; i++)
 		field[i] = port_count(port, (enum afp_port_stat)i);
+	out->rx_packets -= out->rx_parts;
+	out->tx_packets -= out->tx_parts;
 }
 
 static uint32_t ring_level(const void *ring)

@@ -32,6 +32,7 @@
 #define AFP_SEVERAL 255u
 #define AFP_MAX_REFS 4095u
 #define AFP_NO_FRAME UINT32_MAX
+#define AFP_CONTD 1u /* XDP_PKT_CONTD in a descriptor's options: the packet goes on in the next one */
 
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
@@ -48,6 +49,8 @@ enum afp_reason {
 	AFP_TOO_MANY_REFS, /* the reference count is full */
 	AFP_NO_MEMORY,
 	AFP_FRAGMENT, /* a fragment has one reference, and cannot be given more */
+	AFP_TOO_MANY_FRAMES, /* a packet of more frames than the port's device takes */
+	AFP_UNFINISHED, /* a packet whose last frame is not there */
 };
 
 /* struct afp_desc is laid out as struct xdp_desc, whose 32-bit options become 16 bits of options (the kernel uses two) and the

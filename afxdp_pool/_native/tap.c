@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Packets copied into pcapng blocks: see tap.h. */
 #include "metadata.h"
+#include "multi.h"
 
 #include <sched.h>
 #include <string.h>
@@ -40,25 +41,43 @@ static uint64_t time_of(const struct afp_tap *tap, const struct afp_table *t, co
 	return tap->stamp == AFP_RX_TIMESTAMP ? known->timestamp : known->arrival - tap->tai_ahead_ns;
 }
 
-static void copy(struct afp_tap *tap, const struct afp_table *t, const struct afp_desc *descs, uint32_t n, enum afp_way way)
+/* Up to `left` bytes of a packet, frame by frame. */
+static uint64_t put_packet(const struct afp_tap_ring *ring, uint64_t at, const struct afp_table *t, const struct afp_desc *descs,
+			   uint32_t left)
+{
+	for (; left; descs++) {
+		uint32_t bytes = descs->len < left ? descs->len : left;
+
+		at = put(ring, at, t->area + descs->addr, bytes);
+		left -= bytes;
+	}
+	return at;
+}
+
+static void copy(struct afp_tap *tap, const struct afp_table *t, const struct afp_desc *descs, uint32_t n, bool multi, enum afp_way way)
 {
 	struct afp_tap_ring *ring = tap->ring;
 	uint64_t head = ring->head, tail = __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE), now;
 	struct timespec ts;
-	uint32_t done = 0;
+	uint32_t done = 0, packets = 0;
 
 	clock_gettime(CLOCK_REALTIME, &ts);
 	now = (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
-	for (uint32_t i = 0; i < n; i++) {
-		const uint32_t captured = descs[i].len < tap->snaplen ? descs[i].len : tap->snaplen, padding = -captured & 3, none = 0;
+	for (uint32_t i = 0, frames; i < n; i += frames, packets++) {
+		uint32_t whole = 0;
+
+		frames = multi ? packet_frames(descs + i, n - i) : 1;
+		for (uint32_t f = 0; f < frames; f++)
+			whole += descs[i + f].len;
+		const uint32_t captured = whole < tap->snaplen ? whole : tap->snaplen, padding = -captured & 3, none = 0;
 		const uint64_t when = tap->stamp && way == AFP_IN ? time_of(tap, t, &descs[i], now) : now;
 		const uint32_t length = (uint32_t)(sizeof(struct block_head) + captured + padding + sizeof(struct block_tail));
 
 		if (head + length - tail > ring->size)
 			continue; /* a shorter one may still fit */
 		head = put(ring, head, &(struct block_head){PACKET_BLOCK, length, tap->interface, (uint32_t)(when >> 32),
-							    (uint32_t)when, captured, descs[i].len}, sizeof(struct block_head));
-		head = put(ring, head, t->area + descs[i].addr, captured);
+							    (uint32_t)when, captured, whole}, sizeof(struct block_head));
+		head = put_packet(ring, head, t, descs + i, captured);
 		head = put(ring, head, &none, padding);
 		head = put(ring, head, &(struct block_tail){OPTION_FLAGS, 4, way == AFP_IN ? 1 : 2, OPTION_QUEUE, 4, tap->queue, 0,
 							    length}, sizeof(struct block_tail));
@@ -66,7 +85,7 @@ static void copy(struct afp_tap *tap, const struct afp_table *t, const struct af
 	}
 	__atomic_store_n(&ring->head, head, __ATOMIC_RELEASE);
 	__atomic_store_n(&tap->taken, tap->taken + done, __ATOMIC_RELAXED);
-	__atomic_store_n(&tap->dropped, tap->dropped + n - done, __ATOMIC_RELAXED);
+	__atomic_store_n(&tap->dropped, tap->dropped + packets - done, __ATOMIC_RELAXED);
 }
 
 void afp_port_tap(struct afp_port *port, const struct afp_desc *descs, uint32_t n, enum afp_way way)
@@ -76,7 +95,7 @@ void afp_port_tap(struct afp_port *port, const struct afp_desc *descs, uint32_t 
 	/* Say which tap is in use, then look whether it is still the port's: who takes it off does the reverse. */
 	__atomic_store_n(&port->tapping, tap, __ATOMIC_SEQ_CST);
 	if (tap && __atomic_load_n(&port->tap, __ATOMIC_SEQ_CST) == tap && n && tap->ways >> way & 1)
-		copy(tap, port->table, descs, n, way);
+		copy(tap, port->table, descs, n, port->multi_buffer, way);
 	__atomic_store_n(&port->tapping, NULL, __ATOMIC_RELEASE);
 }
 

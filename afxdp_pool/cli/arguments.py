@@ -284,6 +284,7 @@ def _port(mode: Mode, args: argparse.Namespace) -> PortConfig:
         busy_poll_us=args.busy_poll or 0,
         busy_poll_budget=args.busy_poll_budget,
         rx_metadata=getattr(args, "rx_metadata", ()),
+        multi_buffer=args.multi_buffer,
     )
 
 
@@ -408,6 +409,8 @@ def _add_path(command: argparse.ArgumentParser, *, receives: bool = True, sends:
     memory = command.add_argument_group("memory")
     memory.add_argument("--frames", metavar="N", type=count, help="frames of the UMEM; default: what the rings need")
     memory.add_argument("--frame-size", metavar="BYTES", type=count, default=4096, help="2048 or 4096 (default)")
+    memory.add_argument("--multi-buffer", action="store_true",
+        help="packets longer than a frame, in several (Linux 6.6); see docs/large-packets.md")  # fmt: skip
     memory.add_argument("--batch", metavar="N", type=count, default=64, help="most packets in a round; default 64")
     memory.add_argument("--huge-pages", action="store_true", help="2 MB pages, if there are enough")
 

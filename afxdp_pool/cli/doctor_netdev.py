@@ -67,8 +67,8 @@ def _mtu(place: Netdev, prefix: str) -> Finding:
     most = UmemConfig(frame_size=4096).max_packet
     if longest <= most:
         return Finding("MTU", "ok", f"{place.mtu}: packets fit frames of 4096 bytes, not of 2048")
-    fix = f"{prefix}ip link set {place.name} mtu {most - _HEADERS}"
-    text = f"{place.mtu}: packets over {most} bytes fit no frame and are dropped"
+    fix = f"--multi-buffer, or {prefix}ip link set {place.name} mtu {most - _HEADERS}"
+    text = f"{place.mtu}: packets over {most} bytes fit no frame, and are dropped without --multi-buffer"
     return Finding("MTU", "warn", text, fix)
 
 

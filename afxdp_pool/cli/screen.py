@@ -129,7 +129,7 @@ def _port_block(picture: Picture, index: int, columns: int) -> list[Text]:
         lines.append(_rate_line("rx", rate.rx_pps, rate.rx_bps, rx_past, stats.rx_packets, columns, _RX))
     if "tx" in shape.sizes:
         lines.append(_rate_line("tx", rate.tx_pps, rate.tx_bps, tx_past, stats.tx_packets, columns, _TX))
-        away = stats.tx_packets - stats.tx_completed
+        away = stats.in_tx
         done = Text.assemble(("   done ", _DONE), (f"{scaled(rate.completed_pps, 'pps'):>11}", "bold"))
         done.append(f"  {away:,} on their way", "dim").append_text(_live(port))
         lines.append(draw.spread(done, Text(f"{stats.tx_completed:,} "), columns))

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from afxdp_pool._native import ffi
+from afxdp_pool.chain import CONTD, spread
 from afxdp_pool.config import PACKET_HEADROOM
 from afxdp_pool.errors import ConfigError, ForeignFrameError
 from afxdp_pool.metadata import pack_record
@@ -76,6 +77,7 @@ class FakeKernel:
         self.rx_dropped = 0
         self.rx_ring_full = 0
         self._serial = 0
+        self._begun: list[Sent] = []  # of a packet whose last frame was not there
         if first_index:
             self._preset(first_index & _U32)
 
@@ -149,8 +151,9 @@ class FakeKernel:
     ) -> int:
         """Receive packets, or so many test packets of 64 bytes, numbered on (see `afxdp_pool.testing.packets`).
 
-        Each takes one frame from FILL and is written at the Umem's headroom + `headroom` bytes. Without a frame, or
-        without room in RX, it is dropped and counted, as the kernel does. Returns how many were delivered.
+        Each takes one frame from FILL and is written at the Umem's headroom + `headroom` bytes; of a port with
+        `PortConfig.multi_buffer` as many frames as it needs. Without frames, or without room in RX, it is dropped and
+        counted, as the kernel does. Returns how many were delivered.
 
         With `metadata` the XDP program has told that of each, by the names of `RxColumns`, such as ``{"hash": 7}``; for
         a port whose `PortConfig.rx_metadata` asks for it.
@@ -163,15 +166,20 @@ class FakeKernel:
         delivered = 0
         for packet in packets:
             start = self.umem.config.headroom + headroom
-            if len(packet) > self.umem.frame_size - start or not self.filled():
+            sizes, options = spread([len(packet)], self.umem.frame_size - start)
+            if self.filled() < len(sizes) or (len(sizes) > 1 and not self.port.config.multi_buffer):
                 self.rx_dropped += 1
-            elif not self._room(_RX):
+            elif self._room(_RX) < len(sizes):
                 self.rx_ring_full += 1
             else:
-                addr = self.take_fill(1)[0] + start
-                self.umem.data[addr - len(record) : addr] = record
-                self.umem.data[addr : addr + len(packet)] = np.frombuffer(packet, np.uint8)
-                self.push_rx(addr, len(packet))
+                at = 0
+                for addr, size, option in zip(self.take_fill(len(sizes)), sizes, options, strict=True):
+                    part = np.frombuffer(packet[at : at + size], np.uint8)
+                    if not at:
+                        self.umem.data[addr + start - len(record) : addr + start] = record
+                    self.umem.data[addr + start : addr + start + size] = part
+                    self.push_rx(addr + start, size, option)
+                    at += size
                 delivered += 1
         return delivered
 
@@ -204,7 +212,20 @@ class FakeKernel:
 
     def send(self, n: int | None = None) -> list[bytes]:
         """Send up to `n` packets (None: all) and complete them, as far as COMPLETION has room; returns their bytes."""
+        if self.port.config.multi_buffer:
+            return self._send_parts(n)
         room = self._room(_COMP)
         sent = self.take_tx(room if n is None else min(n, room))
         self.complete(sent)
         return [packet.data for packet in sent]
+
+    def _send_parts(self, n: int | None) -> list[bytes]:
+        """`send`, of packets in several frames: those of one are completed together, once it is whole."""
+        out: list[bytes] = []
+        while (n is None or len(out) < n) and self.waiting() and self._room(_COMP) > len(self._begun):
+            self._begun += self.take_tx(1)
+            if not self._begun[-1].options & CONTD:
+                out.append(b"".join(part.data for part in self._begun))
+                self.complete(self._begun)
+                self._begun = []
+        return out

@@ -7,6 +7,7 @@
 
 static struct world w;
 static struct input *playing;
+static struct afp_engine engine;
 
 /* Verdicts with a meaning, mostly; a descriptor of eight is spoiled. The handler's own references are held. */
 static void decide(struct afp_desc *descs, uint32_t n, uint8_t *verdicts)
@@ -17,7 +18,9 @@ static void decide(struct afp_desc *descs, uint32_t n, uint8_t *verdicts)
 		uint8_t how = (uint8_t)take(playing, 1);
 
 		verdicts[i] = how & 128 ? common[how % 6] : how & 64 ? (uint8_t)take(playing, 1) : common[(how >> 3) % 6];
-		if (verdicts[i] == AFP_KEEP)
+		if (verdicts[i] == AFP_KEEP && engine.multi) /* all frames of the packet */
+			hold(&w, engine.origin + engine.start[i], engine.start[i + 1] - engine.start[i]);
+		else if (verdicts[i] == AFP_KEEP)
 			hold(&w, &descs[i], 1);
 		else if ((how & 7) == 7)
 			descs[i] = (struct afp_desc){any_address(playing), (uint32_t)take(playing, 4), (uint16_t)take(playing, 1),
@@ -68,14 +71,14 @@ static void round_of(struct afp_engine *e, struct input *in)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	static struct afp_engine e;
+	struct afp_engine *e = &engine;
 	struct input in = {data, size};
 
 	playing = &in;
 	begin(&w, &in);
-	CHECK_EQ(afp_engine_init(&e, &w.t, 1 + below(&in, 40), UINT32_MAX), 0);
+	CHECK_EQ(afp_engine_init(e, &w.t, 1 + below(&in, 40), UINT32_MAX), 0);
 	for (uint32_t i = 0; i < PORTS; i++)
-		CHECK_EQ(afp_engine_add(&e, w.port[i]), i);
+		CHECK_EQ(afp_engine_add(e, w.port[i]), i);
 	for (uint32_t n = 0; in.left; n++) {
 		switch (take(&in, 1) & 3) {
 		case 0:
@@ -85,7 +88,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			serve(&w, &in);
 			break;
 		default:
-			round_of(&e, &in);
+			round_of(e, &in);
 		}
 		if (w.nheld > HELD / 2)
 			afp_put_all(&w.t, w.held + --w.nheld, 1);
@@ -93,8 +96,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			check_whole(&w.t);
 	}
 	/* A batch that was kept, but not handed back yet, is the application's and the engine's: the engine lets go of it. */
-	afp_engine_drain(&e, 0);
-	afp_engine_fini(&e);
+	afp_engine_drain(e, 0);
+	afp_engine_fini(e);
 	end(&w);
 	return 0;
 }

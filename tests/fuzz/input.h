@@ -39,6 +39,7 @@ struct world {
 	struct afp_port *port[PORTS];
 	struct afp_desc held[HELD]; /* a reference each */
 	uint32_t nheld;
+	uint8_t multi; /* which ports have packets of several frames: bits. Not the second, which sends live */
 };
 
 /* The same memory for every input: its bytes are no concern of the engine's. */
@@ -55,6 +56,8 @@ static inline uint8_t *umem_area(void)
 static inline void open_port(struct world *w, uint32_t i)
 {
 	w->port[i] = fake_port(&w->t, i == 2 ? w->pool[1] : w->pool[0], RING, RING / 2);
+	w->port[i]->multi_buffer = w->multi >> i & 1;
+	w->port[i]->max_frames = w->port[i]->multi_buffer ? 4 : 1;
 }
 
 static inline void begin(struct world *w, struct input *in)
@@ -62,6 +65,7 @@ static inline void begin(struct world *w, struct input *in)
 	uint32_t index = (uint32_t)take(in, 4);
 
 	memset(w, 0, sizeof(*w));
+	w->multi = in->left >> 1 & 5; /* of its length, so that inputs found before still mean what they meant */
 	CHECK_EQ(afp_table_init(&w->t, umem_area(), UMEM_FRAMES, UMEM_FRAME_SIZE, 0), 0);
 	for (int i = 0; i < 2; i++)
 		CHECK((w->pool[i] = afp_pool_create(&w->t, 16, i ? 100 : 0)));

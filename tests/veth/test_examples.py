@@ -113,6 +113,11 @@ EXPECTED = {
         "5100 packets waited, in microseconds: p50 ",
         ": 50 packets\nflow 0x",
     ],
+    "22_jumbo.py": [
+        "8972 bytes: 8980 bytes from 198.18.1.2: icmp_seq=1 ttl=64",
+        "app 0, tx 0; all accounted for",
+        "2 packets of 9014 bytes; 8 frames more than packets",
+    ],
     "20_delay.py": ["64 bytes from 198.18.1.2", "at the far end, 0 out of order", "app 0, tx 0; all accounted for"],
     "08_five_tuple.py": [
         "far end: 10000 packets of flows [1, 2], 0 corrupt",
@@ -127,7 +132,7 @@ NEEDS_MODULE = {
     "17_scapy.py": "scapy",
     "18_capture.py": "pcapng",
 }
-PING = ["10_router.py", "16_exception.py", "17_scapy.py", "20_delay.py"]
+PING = ["10_router.py", "16_exception.py", "17_scapy.py", "20_delay.py", "22_jumbo.py"]
 NEEDS_TOOL = {"12_dns.py": "dig"} | dict.fromkeys(PING, "ping")
 
 
