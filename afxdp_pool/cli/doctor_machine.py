@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 
 from afxdp_pool import PortConfig
+from afxdp_pool.cli.defects import known
 from afxdp_pool.cli.finding import Finding
 from afxdp_pool.hook import find_dispatcher
 from afxdp_pool.info import library_version
@@ -18,10 +19,6 @@ _AF_XDP = getattr(socket, "AF_XDP", 44)
 #: BPF links for XDP, which take the program off when its process ends.
 _OLDEST = (5, 9)
 _CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13, "IPC_LOCK": 14, "SYS_ADMIN": 21, "BPF": 39}
-#: Kernels with a defect that hits AF_XDP: first, last, what.
-_BAD_KERNELS = (
-    ((6, 17, 0), (6, 17, 10), "CVE-2025-40290: completions in copy mode can corrupt memory (repaired by 0ebc27a4c67d)"),
-)
 
 
 def examine() -> list[Finding]:
@@ -30,7 +27,7 @@ def examine() -> list[Finding]:
     return [
         _kernel(os.uname().release),
         _af_xdp(),
-        *_defects(os.uname().release),
+        *known(os.uname().release),
         _privileges(held),
         _locked_memory(held),
         _huge_pages(Path("/proc/meminfo").read_text()),
@@ -72,15 +69,6 @@ def _af_xdp() -> Finding:
             return Finding("AF_XDP sockets", "ok", "the kernel has them (and asks for CAP_NET_RAW)")
         return Finding("AF_XDP sockets", "missing", str(error.strerror), "see whether a sandbox forbids them")
     return Finding("AF_XDP sockets", "ok", "can be made")
-
-
-def _defects(release: str) -> list[Finding]:
-    """What the table knows about this kernel. Distributions may have repaired it under the same number."""
-    return [
-        Finding("known defects", "warn", what, f"run a kernel after {'.'.join(map(str, last))}")
-        for first, last, what in _BAD_KERNELS
-        if first <= version(release) <= last
-    ]
 
 
 def _privileges(held: set[str]) -> Finding:

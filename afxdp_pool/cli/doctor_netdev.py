@@ -10,6 +10,7 @@ import struct
 
 from afxdp_pool import UmemConfig, hook, numa
 from afxdp_pool import netdev as netdevs
+from afxdp_pool.cli.defects import known
 from afxdp_pool.cli.finding import Finding
 from afxdp_pool.errors import AfXdpError, NoSuchInterfaceError
 from afxdp_pool.knobs import left
@@ -37,6 +38,8 @@ def examine(name: str, netns: str | None) -> list[Finding]:
     with netdevs.in_netns(netns):
         found += [_hook(place), _offloads(place, prefix)]
     found += _changed(place)
+    zero_copy = place.features is not None and XdpFeature.XSK_ZEROCOPY in place.features.flags
+    found += known(os.uname().release, place.driver, zero_copy=zero_copy) if place.driver else []
     if place.driver == "veth":
         found.append(_veth())
     return found

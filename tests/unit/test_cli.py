@@ -561,14 +561,6 @@ def test_the_live_view_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 # The doctor -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("release", "found"),
-    [("6.17.0", 1), ("6.17.10-1-amd64", 1), ("6.17.11", 0), ("6.16.12", 0), ("6.18.1", 0), ("6.17-rc1", 1)],
-)
-def test_known_defects(release: str, found: int) -> None:
-    assert len(doctor_machine._defects(release)) == found
-
-
 def test_capabilities() -> None:
     assert doctor_machine.capabilities("CapPrm:\t0\nCapEff:\t0000008000003000\n") == {"NET_ADMIN", "NET_RAW", "BPF"}
     assert doctor_machine.capabilities("") == set()
