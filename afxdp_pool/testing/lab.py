@@ -122,6 +122,7 @@ class Lab:
         self.engine_netns = f"{base}-engine"
         self.traffic_netns = f"{base}-traffic"
         self.pairs: dict[str, VethPair] = {}
+        self._given: dict[str, int] = {}
         self._pid = os.getpid()
         self._inodes: dict[str, int] = {}
         self._links: set[tuple[str, int]] = set()
@@ -139,7 +140,7 @@ class Lab:
         """Make a pair of links, `NAME-near` and `NAME-far`, and return when both are up.
 
         Both ends have `queues` receive and as many transmit queues, fixed MACs, no IPv6 and no offloads. With
-        `addresses`, near is 198.18.N.1/24 and far 198.18.N.2/24 (N counts the pairs), each knowing the
+        `addresses`, near is 198.18.N.1/24 and far 198.18.N.2/24 (N numbers the pairs), each knowing the
         other's MAC.
 
         With `host` the far end lies in a namespace of its own, ``pair.far.netns``, whose default route is near's
@@ -160,9 +161,9 @@ class Lab:
         if host and name in ("engine", "traffic"):
             raise ConfigError(f"a host is not named {name!r}: a namespace of the lab is", hint="choose another name")
         far_netns = f"{self._base}-{name}" if host else self.traffic_netns
-        if host:
+        if host and far_netns not in self._inodes:
             self._make_netns(far_netns)
-        number = len(self.pairs)
+        number = next(n for n in itertools.count() if n not in self._given.values())
         ends = [(self.engine_netns, f"{name}-near", 1), (far_netns, f"{name}-far", 2)]
         macs = [bytes((0x02, 0xAF, 0x58, 0, number, end)) for *_, end in ends]
         self._create([link for _, link, _ in ends], far_netns, macs, queues, mtu)
@@ -185,8 +186,24 @@ class Lab:
             made.append(LabLink(link, netns, mac, own, index, queues, mtu, peer_mac, peer))
         for done in made:
             self._wait_up(done)
+        self._given[name] = number
         self.pairs[name] = VethPair(*made)
         return self.pairs[name]
+
+    def remove(self, name: str) -> None:
+        """Take a pair away, unless somebody has deleted its links already; its name can be used again.
+
+        Raises:
+            ConfigError: there is no such pair.
+        """
+        if name not in self.pairs:
+            raise ConfigError(f"there is no pair {name!r}")
+        pair = self.pairs.pop(name)
+        del self._given[name]
+        for link in (pair.near, pair.far):  # one takes the other with it, but not always when the call returns
+            with contextlib.suppress(LabError), self._inside(link.netns) as ip:
+                ip.link("del", index=link.ifindex)
+            self._links.discard((link.netns, link.ifindex))
 
     def close(self) -> None:
         """Remove links and namespaces. Idempotent. A forked child does nothing: they are its parent's."""
@@ -202,6 +219,7 @@ class Lab:
             _remove_netns(name)
         self._inodes.clear()
         self.pairs.clear()
+        self._given.clear()
 
     @staticmethod
     def clean_stale() -> list[str]:

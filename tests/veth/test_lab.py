@@ -20,6 +20,11 @@ from afxdp_pool.testing.lab import NETNS_DIR
 pytestmark = pytest.mark.usefixtures("veth_machine")
 
 
+def links(netns: str) -> list[tuple[int, str]]:
+    with in_netns(netns):
+        return socket.if_nameindex()
+
+
 def labs_of(pid: int) -> list[str]:
     return sorted(path.name for path in NETNS_DIR.glob(f"afxp-{pid}-*"))
 
@@ -145,10 +150,6 @@ def test_a_forked_child_leaves_its_parents_lab_alone(lab: Lab) -> None:
 def test_nothing_is_done_beside_links_of_others(lab: Lab, stranger: str, where: str) -> None:
     from pyroute2 import IPRoute
 
-    def links(netns: str) -> list[tuple[int, str]]:
-        with in_netns(netns):
-            return socket.if_nameindex()
-
     with in_netns(getattr(lab, where)), IPRoute() as ip:
         ip.link("add", ifname=stranger, kind="veth", peer={"ifname": "lo2"})
     before = links(lab.engine_netns), links(lab.traffic_netns)
@@ -173,6 +174,21 @@ def test_a_name_is_used_once(lab: Lab) -> None:
     lab.veth("a")
     with pytest.raises(ConfigError, match="not used yet"):
         lab.veth("a")
+
+
+def test_a_pair_that_was_removed_can_be_made_again(lab: Lab) -> None:
+    a, b = lab.veth("a"), lab.veth("b", host=True)
+    lab.remove("a")
+    assert list(lab.pairs) == ["b"]
+    left = [name for netns in (lab.engine_netns, lab.traffic_netns) for _, name in links(netns)]
+    assert not {a.near.name, a.far.name} & set(left)
+    assert lab.veth("a").far.ipv4 == a.far.ipv4
+    with in_netns(b.far.netns):
+        subprocess.run(["ip", "link", "del", b.far.name], check=True)
+    lab.remove("b")
+    assert lab.veth("b", host=True).near.ifindex != b.near.ifindex
+    with pytest.raises(ConfigError, match="no pair"):
+        lab.remove("c")
 
 
 @pytest.mark.usefixtures("unchanged")
