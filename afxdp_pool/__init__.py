@@ -13,97 +13,128 @@ device; an `XdpProgram` brings the packets; a `Batch` is packets in frames; a ve
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from afxdp_pool.access import RSS_KEY, RSS_KEY_SYMMETRIC
-from afxdp_pool.audit import STATES, Audit
-from afxdp_pool.batch import DESC, Batch
-from afxdp_pool.cleaning import clean
-from afxdp_pool.columns import FiveTuple
-from afxdp_pool.config import PortConfig, UmemConfig
-from afxdp_pool.errors import (
-    AfXdpError,
-    AuditError,
-    BrokerError,
-    ConfigError,
-    DoubleFreeError,
-    ForeignFrameError,
-    FrameGoneError,
-    FrameSizeError,
-    InterfaceDownError,
-    InvalidDescriptorError,
-    LinkGoneError,
-    MemoryLimitError,
-    MetadataUnsupportedError,
-    MissingExtraError,
-    ModeUnsupportedError,
-    NoHeaderError,
-    NoSuchInterfaceError,
-    NoSuchNamespaceError,
-    NotEnoughFramesError,
-    PoolClosedError,
-    PoolError,
-    PrivilegeError,
-    ProgramBusyError,
-    ProgramGoneError,
-    ProgramLoadError,
-    QueueBusyError,
-    QueueRangeError,
-    RingSizeError,
-    VerdictError,
-    WrongThreadError,
-)
-from afxdp_pool.filters import Rule
-from afxdp_pool.flows import FlowRule
-from afxdp_pool.frame import Frame, Frames
-from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
-from afxdp_pool.headers import ARP, ETH, ICMP, IPV4, IPV6, TCP, UDP, VLAN
-from afxdp_pool.memory import BpfMemory, SharedMemory
-from afxdp_pool.metadata import RxColumns, RxHashType, utc
-from afxdp_pool.netdev import Netdev, RxMetadata, XdpFeature, XdpFeatures, XskFeature
-from afxdp_pool.pool import FramePool
-from afxdp_pool.port import Port, PortInfo
-from afxdp_pool.program import XdpProgram
-from afxdp_pool.routes import Rewrite, Route, Template
-from afxdp_pool.stats import EngineStats, KernelStats, LiveStats, PoolStats, PortStats
-from afxdp_pool.tuning import Napi
-from afxdp_pool.umem import DmaDevice, Umem
-from afxdp_pool.waiting import wait
-
 if TYPE_CHECKING:
+    from afxdp_pool.access import RSS_KEY, RSS_KEY_SYMMETRIC
+    from afxdp_pool.audit import STATES, Audit
+    from afxdp_pool.batch import DESC, Batch
+    from afxdp_pool.cleaning import clean
+    from afxdp_pool.columns import FiveTuple
     from afxdp_pool.compiling import Compiled, RxKnown, be16, be32, compiled, rx_known, signature
+    from afxdp_pool.config import PortConfig, UmemConfig
+    from afxdp_pool.errors import (
+        AfXdpError,
+        AuditError,
+        BrokerError,
+        ConfigError,
+        DoubleFreeError,
+        ForeignFrameError,
+        FrameGoneError,
+        FrameSizeError,
+        InterfaceDownError,
+        InvalidDescriptorError,
+        LinkGoneError,
+        MemoryLimitError,
+        MetadataUnsupportedError,
+        MissingExtraError,
+        ModeUnsupportedError,
+        NoHeaderError,
+        NoSuchInterfaceError,
+        NoSuchNamespaceError,
+        NotEnoughFramesError,
+        PoolClosedError,
+        PoolError,
+        PrivilegeError,
+        ProgramBusyError,
+        ProgramGoneError,
+        ProgramLoadError,
+        QueueBusyError,
+        QueueRangeError,
+        RingSizeError,
+        VerdictError,
+        WrongThreadError,
+    )
+    from afxdp_pool.filters import Rule
+    from afxdp_pool.flows import FlowRule
     from afxdp_pool.forwarder import Forwarder
+    from afxdp_pool.frame import Frame, Frames
+    from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
+    from afxdp_pool.headers import ARP, ETH, ICMP, IPV4, IPV6, TCP, UDP, VLAN
     from afxdp_pool.info import DeviceInfo, Info, LoopInfo, MemoryInfo, Versions, XdpInfo
     from afxdp_pool.libraries import from_library, include_dir
+    from afxdp_pool.memory import BpfMemory, SharedMemory
+    from afxdp_pool.metadata import RxColumns, RxHashType, utc
+    from afxdp_pool.netdev import Netdev, RxMetadata, XdpFeature, XdpFeatures, XskFeature
     from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
+    from afxdp_pool.pool import FramePool
+    from afxdp_pool.port import Port, PortInfo
+    from afxdp_pool.program import XdpProgram
     from afxdp_pool.report import PortReport, Report, WorkerReport
+    from afxdp_pool.routes import Rewrite, Route, Template
     from afxdp_pool.runner import Runner
+    from afxdp_pool.stats import EngineStats, KernelStats, LiveStats, PoolStats, PortStats
     from afxdp_pool.steering import Steering, SteeringState, steering_state
+    from afxdp_pool.tuning import Napi
+    from afxdp_pool.umem import DmaDevice, Umem
+    from afxdp_pool.waiting import wait
     from afxdp_pool.watch import Watch, why_stuck
     from afxdp_pool.workers import Workers
 else:
-    #: What runs a loop is imported when it is first asked for, so that the rest comes quickly: names by module.
-    _LATER = {
-        "compiling": ("Compiled", "RxKnown", "be16", "be32", "compiled", "rx_known", "signature"),
-        "forwarder": ("Forwarder",),
-        "info": ("DeviceInfo", "Info", "LoopInfo", "MemoryInfo", "Versions", "XdpInfo"),
-        "libraries": ("from_library", "include_dir"),
-        "paths": ("Options", "drop", "forward", "handle", "reflect", "transmit"),
-        "report": ("PortReport", "Report", "WorkerReport"),
-        "runner": ("Runner",),
-        "steering": ("Steering", "SteeringState", "steering_state"),
-        "watch": ("Watch", "why_stuck"),
-        "workers": ("Workers",),
+    #: The public names by module. A module is imported when the first of its names is asked for: numpy, and what runs
+    #: sockets and programs, take much longer to import than a program needs that only reads its arguments.
+    _NAMES = {
+        "access": "RSS_KEY RSS_KEY_SYMMETRIC",
+        "audit": "STATES Audit",
+        "batch": "DESC Batch",
+        "cleaning": "clean",
+        "columns": "FiveTuple",
+        "compiling": "Compiled RxKnown be16 be32 compiled rx_known signature",
+        "config": "PortConfig UmemConfig",
+        "errors": (
+            "AfXdpError AuditError BrokerError ConfigError DoubleFreeError ForeignFrameError FrameGoneError "
+            "FrameSizeError InterfaceDownError InvalidDescriptorError LinkGoneError MemoryLimitError "
+            "MetadataUnsupportedError MissingExtraError ModeUnsupportedError NoHeaderError NoSuchInterfaceError "
+            "NoSuchNamespaceError NotEnoughFramesError PoolClosedError PoolError PrivilegeError ProgramBusyError "
+            "ProgramGoneError ProgramLoadError QueueBusyError QueueRangeError RingSizeError VerdictError "
+            "WrongThreadError"
+        ),
+        "filters": "Rule",
+        "flows": "FlowRule",
+        "forwarder": "Forwarder",
+        "frame": "Frame Frames",
+        "handlers": "DROP FORWARD KEEP TX per_packet",
+        "headers": "ARP ETH ICMP IPV4 IPV6 TCP UDP VLAN",
+        "info": "DeviceInfo Info LoopInfo MemoryInfo Versions XdpInfo",
+        "libraries": "from_library include_dir",
+        "memory": "BpfMemory SharedMemory",
+        "metadata": "RxColumns RxHashType utc",
+        "netdev": "Netdev RxMetadata XdpFeature XdpFeatures XskFeature",
+        "paths": "Options drop forward handle reflect transmit",
+        "pool": "FramePool",
+        "port": "Port PortInfo",
+        "program": "XdpProgram",
+        "report": "PortReport Report WorkerReport",
+        "routes": "Rewrite Route Template",
+        "runner": "Runner",
+        "stats": "EngineStats KernelStats LiveStats PoolStats PortStats",
+        "steering": "Steering SteeringState steering_state",
+        "tuning": "Napi",
+        "umem": "DmaDevice Umem",
+        "waiting": "wait",
+        "watch": "Watch why_stuck",
+        "workers": "Workers",
     }
+    _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
     def __getattr__(name: str) -> Any:
-        for module, names in _LATER.items():
-            if name == module or name in names:
-                loaded = import_module(f"{__name__}.{module}")
-                globals()[name] = value = loaded if name == module else getattr(loaded, name)
-                return value
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = _HOMES.get(name, name)
+        if module not in _NAMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        loaded = import_module(f"{__name__}.{module}")
+        globals()[name] = value = loaded if name == module else getattr(loaded, name)
+        return value
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *_NAMES, *__all__})
 
 
 __version__ = "0.1.0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,13 @@ def unproven_rows() -> list[str]:
         for node, reason in sorted(_skipped.items())
         if any(node == name or node.startswith((f"{name}[", f"{name}::")) for name in named)
     ]
+
+
+def pytest_configure() -> None:
+    # In the background of a script (`make test &`) they inherit that SIGINT is ignored, and so would every program they
+    # interrupt: one that leaves Ctrl-C to Python, as asyncio's do, would go on for ever.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

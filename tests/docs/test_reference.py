@@ -23,6 +23,7 @@ import afxdp_pool
 from afxdp_pool import errors, testing
 from afxdp_pool.cli import arguments
 
+pytestmark = pytest.mark.timeout(600)  # whichever test is the first builds the book
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name) for module in (afxdp_pool, testing) for name in module.__all__
@@ -36,7 +37,7 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("furo", reason="needs the extra docs: pip install 'afxdp-pool[docs]'")
     out = tmp_path_factory.mktemp("book")
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", str(DOCS), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stderr
     return out
 

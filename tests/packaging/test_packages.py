@@ -116,7 +116,7 @@ def test_nothing_of_it_is_on_the_clean_root(installed: tuple[Path, Path]) -> Non
 
 
 def test_the_wheel_loads_its_own_libraries(installed: tuple[Path, Path]) -> None:
-    code = "import afxdp_pool; print([line.split()[-1] for line in open('/proc/self/maps') if '.so' in line])"
+    code = "import afxdp_pool._native; print([line.split()[-1] for line in open('/proc/self/maps') if '.so' in line])"
     loaded = run_in(*installed, "venv/bin/python", "-c", code)
     for library in ("libxdp", "libbpf", "libelf"):
         assert re.search(rf"/mnt/venv/lib/python3\.13/site-packages/afxdp_pool\.libs/{library}-", loaded), loaded
