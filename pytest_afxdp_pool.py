@@ -57,8 +57,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, None]:
-    """Watch over the Umems of the test."""
-    if "afxdp_pool.umem" in sys.modules:
+    """Watch over the Umems of a test that may make some."""
+    if "afxdp_pool" in sys.modules:
         _watch().start()
     yield
     if _witness is not None:
@@ -73,7 +73,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
     if not report.failed or call.excinfo is None:
         return
     item.stash[_failed] = True
-    if "afxdp_pool.umem" in sys.modules:
+    if "afxdp_pool" in sys.modules:
         report.sections += _watch().of(call.excinfo.value)
         lab = getattr(item, "funcargs", {}).get("lab")
         if lab is not None and report.when == "call":

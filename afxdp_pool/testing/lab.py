@@ -44,7 +44,7 @@ KERNEL_LINKS = {
     *("lo", "tunl0", "gre0", "gretap0", "erspan0", "sit0", "ip_vti0"),
     *("ip6tnl0", "ip6_vti0", "ip6gre0", "ip6gretap0", "ip6erspan0", "teql0"),
 }
-UP_WITHIN = 5.0  # seconds
+UP_WITHIN = 20.0  # seconds
 
 _MS_BIND, _MS_REC, _MS_SHARED, _MNT_DETACH = 0x1000, 0x4000, 1 << 20, 2
 _NUD_PERMANENT = 0x80

@@ -108,7 +108,7 @@ class Traffic:
         flows: int = 1,
         cpu: int | None = None,
         window: int = 64,
-        timeout: float = 5.0,
+        timeout: float = 20.0,
         exact: bool = True,
     ) -> Delivery:
         """Send `count` packets from the far end of `into`, and count them at the far end of `out_of`.

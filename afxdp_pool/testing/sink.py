@@ -140,7 +140,7 @@ class Sink:
         """Test packets so far: what `report` calls packets, for less work."""
         return int(self._total.lookup_cpus(0)[:, 0].sum())
 
-    def wait(self, count: int, timeout: float = 5.0) -> SinkReport:
+    def wait(self, count: int, timeout: float = 20.0) -> SinkReport:
         """Wait until `count` test packets have come, or `timeout` seconds are over; report either way."""
         deadline = time.monotonic() + timeout
         while self.seen() < count and time.monotonic() < deadline:

@@ -34,7 +34,7 @@ def test_so_they_can_when_the_tests_run_in_the_background_of_a_script() -> None:
 
 
 def test_ctrl_c_ends_what_asyncio_awaits() -> None:
-    """asyncio cancels the program's task, and needs a turn of its loop for it: between a look at the rings and sleep."""
+    """asyncio cancels the task, in a turn of its loop: the signal may come between a look at the rings and sleep."""
 
     async def reflect(kernel: Doorbell, started: threading.Event) -> None:
         async def traffic() -> None:

@@ -78,7 +78,7 @@ def test_back_after_an_exception_and_only_this_thread() -> None:
     other: list[str] = []
 
     def watch() -> None:
-        inside.wait(10)
+        inside.wait(20)
         other.append(here())
 
     def visit(netns: str) -> None:
@@ -86,7 +86,7 @@ def test_back_after_an_exception_and_only_this_thread() -> None:
             assert here() != before
             assert find("lo").up is False
             inside.set()
-            watcher.join(10)
+            watcher.join(20)
             raise ZeroDivisionError
 
     watcher = threading.Thread(target=watch)
@@ -101,7 +101,7 @@ def test_back_after_an_exception_and_only_this_thread() -> None:
         assert here() == before
         assert other == [before]
     finally:
-        holder.communicate(b"\n", timeout=10)
+        holder.communicate(b"\n", timeout=20)
 
 
 @ROOT

@@ -23,8 +23,8 @@ def pair() -> Iterator[Pair]:
     """Two ends of a connection; afterwards there are no more descriptors than before."""
     before = len(os.listdir("/proc/self/fd"))
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    one.settimeout(1.0)
-    other.settimeout(1.0)
+    one.settimeout(20.0)
+    other.settimeout(20.0)
     with one, other:
         yield one, other
     assert len(os.listdir("/proc/self/fd")) == before

@@ -95,7 +95,7 @@ class Numbered:
         """Send them, and wait until all have completed."""
         batch = self.batch(sizes, offsets)
         done = sent = 0
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 20
         while done < len(sizes):
             assert time.monotonic() < deadline
             if sent < len(sizes):

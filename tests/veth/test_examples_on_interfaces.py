@@ -99,7 +99,7 @@ def test_echo_survives_what_is_no_echo(lab: Lab) -> None:
     pair = lab.veth("a", host=True)
     with running(lab, "11_echo.py", [pair]), in_netns(pair.far.netns):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            client.settimeout(5)
+            client.settimeout(20)
             client.connect((pair.near.ipv4, 7))
             for size in (0, 1, 1472):
                 client.send(bytes(size))
@@ -116,7 +116,7 @@ def test_dns_serves_what_it_is_told(lab: Lab) -> None:
     message, query = pytest.importorskip("dns.message"), pytest.importorskip("dns.query")
     pair = lab.veth("a", host=True)
     with running(lab, "12_dns.py", [pair], "--record", "a.test=192.0.2.7") as said, in_netns(pair.far.netns):
-        answer = query.udp(message.make_query("A.test", "A"), pair.near.ipv4, timeout=5)
+        answer = query.udp(message.make_query("A.test", "A"), pair.near.ipv4, timeout=20)
         assert [record.address for record in answer.answer[0]] == ["192.0.2.7"]
     assert "1 answered" in said
 
@@ -142,7 +142,7 @@ def test_the_kernel_gets_its_packets_and_its_address_goes_back(lab: Lab) -> None
             answered = subprocess.run(["ping", "-n", "-c3", "-i0.2", "-W2", wire.near.ipv4], check=False).returncode
         with in_netns(lab.engine_netns):
             server = socket.create_server((wire.near.ipv4, 8000))
-        with server, in_netns(wire.far.netns), socket.create_connection((wire.near.ipv4, 8000), timeout=5) as client:
+        with server, in_netns(wire.far.netns), socket.create_connection((wire.near.ipv4, 8000), timeout=20) as client:
             with server.accept()[0] as other:
                 other.sendall(bytes(range(256)) * 400)
             whole = b"".join(iter(partial(client.recv, 65536), b""))

@@ -60,7 +60,7 @@ class Talk:
         with in_netns(pair.near.netns):
             self._near = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._near.bind(self._target)
-        self._near.settimeout(5)
+        self._near.settimeout(20)
         with in_netns(pair.far.netns):
             self._far = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
@@ -136,7 +136,7 @@ def other_process(link: LabLink, attach: str, then: str = "") -> Iterator[subpro
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=20)
 
 
 @MODES
@@ -218,7 +218,7 @@ def test_off_after_an_exception(pair: VethPair, kind: str) -> None:
 def test_off_at_exit_without_close(pair: VethPair, kind: str, then: str) -> None:
     for process in other_process(pair.near, kind, then):
         assert name_on_hook(pair.near) == "afxdp_redirect"
-        process.communicate("\n", timeout=10)
+        process.communicate("\n", timeout=20)
         assert on_hook(pair.near).program is None
 
 
@@ -235,7 +235,7 @@ def test_left_over_is_recognised_and_replaced(
     pair: VethPair, child: subprocess.Popen[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     child.send_signal(signal.SIGKILL)
-    child.wait(10)
+    child.wait(20)
     left = on_hook(pair.near).program
     assert left is not None, "libxdp's attachment survives its process"
     assert left.owner is not None
@@ -252,7 +252,7 @@ def test_clean_removes_a_left_over(pair: VethPair, child: subprocess.Popen[str])
     assert clean(near.name, near.netns) == [], "it is in use"
     assert name_on_hook(near) == "afxdp_redirect"
     child.send_signal(signal.SIGKILL)
-    child.wait(10)
+    child.wait(20)
     (said,) = clean(near.name, near.netns)
     assert f"left behind by process {child.pid}" in said
     assert on_hook(near).program is None

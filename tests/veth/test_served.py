@@ -254,7 +254,7 @@ def test_a_broker_that_is_killed(pair: VethPair, path: Path) -> None:
         for seq, addr in enumerate(batch.descs["addr"].tolist()):
             umem.data[addr : addr + 64] = np.frombuffer(packets.build(64, seq=seq, addresses=addresses), np.uint8)
         assert port.transmit(batch) == 10
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 20
         while port.stats().tx_completed < 10:
             assert time.monotonic() < deadline
             port.complete(64)
@@ -386,7 +386,7 @@ def plugin(path: Path, xdp: ap.XdpProgram) -> Iterator[None]:
         yield
         lease._plugins.pop(os.fspath(path)).close()
         lease._maps.pop((os.fspath(path), xdp.netdev.name)).close()
-        thread.join(5.0)
+        thread.join(20.0)
         assert not thread.is_alive()
 
 
@@ -475,7 +475,7 @@ def test_a_client_of_device_plugins_gets_the_map(pair: VethPair, path: Path) -> 
                         assert client.recv(64) == b""
                 finally:
                     broker.stop()
-                    thread.join(5.0)
+                    thread.join(20.0)
 
 
 def test_a_device_that_was_made_anew_needs_a_broker_made_anew(lab: Lab, pair: VethPair, path: Path) -> None:

@@ -137,7 +137,7 @@ def test_frames_kept_by_two_workers_leave_by_a_third_thread_and_come_home(lab: L
             sent = sum(source.send(100).sent for source in made)
             moved = 0
             while moved < sent:
-                batch = kept.get(timeout=10)
+                batch = kept.get(timeout=20)
                 moved += len(batch)
                 while len(batch):
                     batch = batch[port.transmit(batch) :]
