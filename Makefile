@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 # Making links and loading XDP programs needs root; everything else does not.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=NO_COLOR,TERM)
 
-.PHONY: demo test test-nic lint format bench bench-quick docs stress fuzz mutants wheel faults clean
+.PHONY: demo test test-nic lint format bench bench-quick docs stress fuzz mutants wheel faults soak clean
 
 demo:
 	@scripts/prepare.sh plot
@@ -75,4 +75,11 @@ faults:
 	@scripts/prepare.sh test
 	@$(AS_ROOT) env AFXDP_FAULT_ROUNDS=$${AFXDP_FAULT_ROUNDS:-200} AFXDP_FAULT_RESULTS=tests/fault/results.json \
 		$(PYTHON) -m pytest -q --afxdp-require tests/fault
+	@$(PYTHON) scripts/fault_table.py
+
+# Everything at once, at full load and with faults all the while, for SECONDS; then what docs/reliability.md says of it.
+soak:
+	@scripts/prepare.sh test
+	@$(AS_ROOT) env PYTHONPATH=tests/veth:tests/fault $(PYTHON) tests/soak/soak.py --seconds $(or $(SECONDS),1800) \
+		--output benchmarks/results/soak.json
 	@$(PYTHON) scripts/fault_table.py

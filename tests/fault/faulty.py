@@ -17,11 +17,13 @@ from live_lab import audited, wait_for
 
 import afxdp_pool as ap
 from afxdp_pool import hook as xdp
+from afxdp_pool import knobs
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.errors import AfXdpError
 from afxdp_pool.netdev import in_netns
 from afxdp_pool.testing import Lab, Sink, Source
 from afxdp_pool.testing.lab import LabLink
+from afxdp_pool.tuning import tuned
 
 RATE = 20_000
 WITHIN = 20.0
@@ -30,7 +32,8 @@ ROUNDS = int(os.environ.get("AFXDP_FAULT_ROUNDS", "5"))
 
 @dataclass
 class Record:
-    """What a fault did. `lost` frames are those an audit did not find at home; `seconds` until packets flowed again."""
+    """What a fault did. `lost` frames are those an audit did not find at home; `seconds` until packets flowed again,
+    and `parts` what those consist of."""
 
     test: str
     title: str = ""
@@ -39,6 +42,7 @@ class Record:
     tries: int = 0
     lost: int = 0
     seconds: list[float] = field(default_factory=list)
+    parts: dict[str, list[float]] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
     pids: set[int] = field(default_factory=lambda: {os.getpid()})
 
@@ -52,8 +56,14 @@ class Record:
         if seconds is not None:
             self.seconds.append(seconds)
 
+    def took(self, **parts: float) -> None:
+        """What the seconds of the last try consist of."""
+        for name, seconds in parts.items():
+            self.parts.setdefault(name, []).append(seconds)
+
     def row(self) -> dict[str, Any]:
         """As it goes into the results."""
+        parts = {name: round(statistics.median(seconds), 3) for name, seconds in self.parts.items()}
         return {
             "test": self.test,
             "fault": self.title,
@@ -64,7 +74,7 @@ class Record:
             "seconds_median": round(statistics.median(self.seconds), 3) if self.seconds else None,
             "seconds_most": round(max(self.seconds), 3) if self.seconds else None,
             "left_behind": self.left,
-        }
+        } | ({"within_a_second": sum(one <= 1 for one in self.seconds), "parts": parts} if parts else {})
 
 
 class Flow:
@@ -149,9 +159,15 @@ def ip_done(netns: str, *words: str) -> None:
 
 
 def script(text: str, *arguments: str, **more: Any) -> subprocess.Popen[str]:
-    """A program in a process of its own."""
+    """A program in a process of its own, which keeps its bytecode, as one that has been used before."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return subprocess.Popen(
-        [sys.executable, "-c", text, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
+        [sys.executable, "-c", text, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **more,
     )
 
 
@@ -178,7 +194,7 @@ def on_hook(link: LabLink) -> xdp.Attached | None:
 
 
 def left_behind(lab: Lab, pids: set[int]) -> list[str]:
-    """What is left of our engines: programs and pins with an owner among these processes, on the machine."""
+    """What is left of our engines: programs and pins of these processes; settings of the lab's links."""
     found: list[str] = []
 
     def programs() -> list[str]:
@@ -189,6 +205,9 @@ def left_behind(lab: Lab, pids: set[int]) -> list[str]:
     for pair in lab.pairs.values():
         try:
             attached = on_hook(pair.near)
+            place = pair.near.name, pair.near.netns
+            found += [f"{name} of {pair.near.name} is {value}" for name, value in (tuned(*place) or {}).items()]
+            found += [f"{one} of {pair.near.name}" for one in knobs.left(*place)]
         except AfXdpError:
             continue  # the test took the namespace away
         if attached is not None and attached.name.startswith("afxdp"):
