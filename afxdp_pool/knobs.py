@@ -36,12 +36,13 @@ from afxdp_pool.hook import Owner
 from afxdp_pool.netdev import in_netns, netns_path
 from afxdp_pool.statedir import StateDirectory
 
-__all__ = ["KINDS", "Kind", "Knobs", "Left", "left", "restore"]
+__all__ = ["KINDS", "Kind", "Knobs", "Left", "left", "restore", "shown"]
 
 log = logging.getLogger("afxdp_pool")
 #: Where each kind of knob is described: a module, and the name of its `Kind` there; imported when first needed.
 KINDS = {"napi": ("afxdp_pool.tuning", "NAPI"), "steering": ("afxdp_pool.steering", "STEERING")}
 _SO_NETNS_COOKIE = 71  # since Linux 5.14; a namespace's number that is never given again
+_LONGEST_SHOWN = 60
 _OWN_NETNS = "/proc/thread-self/ns/net"
 _GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 
@@ -296,7 +297,7 @@ def _put_back(name: str, knobs: list[_Knob], gone: Callable[[_Holder], bool], *,
                 done.append(f"{name}: put {knob.key} back to {target}, {was}")
                 log.log(logging.DEBUG if aloud else logging.INFO, "%s", done[-1])
             elif now not in (top.value, target):
-                log.warning("%s: %s was set to %s meanwhile, and is left so", name, knob.key, now)
+                log.warning("%s: %s was set to %s meanwhile, and is left so", name, knob.key, shown(now))
         except OSError as error:
             if error.errno in _GONE:
                 knobs.remove(knob)
@@ -304,7 +305,7 @@ def _put_back(name: str, knobs: list[_Knob], gone: Callable[[_Holder], bool], *,
             log.log(
                 logging.WARNING if aloud else logging.INFO,
                 "%s: %s could not be put back to %s: %s; it is tried again when the device is next used",
-                name, knob.key, target, error.strerror,
+                name, knob.key, shown(target), error.strerror,
             )  # fmt: skip
             for holder in going:
                 holder.owner = holder.owner if not holder.alive else None
@@ -313,6 +314,12 @@ def _put_back(name: str, knobs: list[_Knob], gone: Callable[[_Holder], bool], *,
         if not staying:
             knobs.remove(knob)
     return done
+
+
+def shown(value: Any) -> str:
+    """A knob's value for people: the start of a long one, ``unset`` for a thing that is not there."""
+    text = "unset" if value is None else str(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _is(holder: _Holder, owner: Knobs) -> bool:

@@ -13,7 +13,7 @@ from afxdp_pool import netdev as netdevs
 from afxdp_pool.cli.defects import known
 from afxdp_pool.cli.finding import Finding
 from afxdp_pool.errors import AfXdpError, NoSuchInterfaceError
-from afxdp_pool.knobs import left
+from afxdp_pool.knobs import left, shown
 from afxdp_pool.netdev import Netdev, XdpFeature, flag_names
 from afxdp_pool.numa import ranges
 from afxdp_pool.tuning import tuned, untune
@@ -152,15 +152,12 @@ def _changed(place: Netdev) -> list[Finding]:
     known = {(one.kind, one.key): one for one in left(place.name, place.netns)}
     found = []
     for one in known.values():
-        text = f"{one.key} is {one.value}, and was {one.before}: "
+        text = f"{one.key} is {shown(one.value)}, and was {shown(one.before)}: "
         what = "NAPI" if one.kind == "napi" else one.kind
         if one.alive:
             found.append(Finding(what, "ok", f"{text}process {one.pid} wants it so, and puts it back"))
         else:
-            where = f" --netns {place.netns}" if place.netns else ""
-            found.append(
-                Finding(what, "warn", f"{text}left by a killed process", f"afxdp-pool clean -i {place.name}{where}")
-            )
+            found.append(Finding(what, "warn", f"{text}left by a killed process", _clean(place)))
     values = tuned(place.name, place.netns)
     if values is None:
         return [*found, Finding("NAPI", "ok", "only root can read its values (CAP_SYS_ADMIN)")]

@@ -191,6 +191,11 @@ def test_what_cannot_be_put_back_now_is_later(device: Device, state: Path, caplo
     assert (device["a"], files(state)) == (0, [])
 
 
+def test_long_values_are_cut_for_people() -> None:
+    assert [knobs.shown(value) for value in (0, None, "on")] == ["0", "unset", "on"]
+    assert knobs.shown(list(range(128))).endswith("...")
+
+
 def test_a_forked_child_puts_nothing_back(device: Device) -> None:
     ours = Knobs("lo")
     ours.set("test", "a", 5)
