@@ -209,7 +209,8 @@ class Knobs:
                 self.put_back()
         except (OSError, AfXdpError) as error:
             if getattr(error, "errno", 0) not in _GONE:
-                log.warning("%s: its knobs could not be put back: %s", self.netdev, error)
+                text = "%s: what was set could not be put back: %s; the next start does it, or afxdp-pool clean -i %s"
+                log.warning(text, self.netdev, error, self.netdev)
         finally:
             self._forget()
 
