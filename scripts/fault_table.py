@@ -88,6 +88,8 @@ def page() -> str:
     """The page as it should be."""
     text = PAGE.read_text()
     for name, path, write in (("faults", RESULTS, table), ("soak", SOAK, soaked)):
+        if not path.exists():
+            continue
         before, rest = text.split(f"<!-- {name} -->", 1)
         after = rest.split(f"<!-- /{name} -->", 1)[1]
         text = f"{before}<!-- {name} -->\n{write(json.loads(path.read_text()))}\n<!-- /{name} -->{after}"
