@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from afxdp_pool.port import Port, PortInfo
     from afxdp_pool.program import XdpProgram
     from afxdp_pool.report import PortReport, Report, WorkerReport
+    from afxdp_pool.requests import TxStamps
     from afxdp_pool.routes import Rewrite, Route, Template
     from afxdp_pool.runner import Runner
     from afxdp_pool.stats import EngineStats, KernelStats, LiveStats, PoolStats, PortStats
@@ -113,6 +114,7 @@ else:
         "port": "Port PortInfo",
         "program": "XdpProgram",
         "report": "PortReport Report WorkerReport",
+        "requests": "TxStamps",
         "routes": "Rewrite Route Template",
         "runner": "Runner",
         "stats": "EngineStats KernelStats LiveStats PoolStats PortStats",
@@ -224,6 +226,7 @@ __all__ = [
     "Steering",
     "SteeringState",
     "Template",
+    "TxStamps",
     "Umem",
     "UmemConfig",
     "VerdictError",

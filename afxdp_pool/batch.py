@@ -19,6 +19,7 @@ from afxdp_pool.chain import Chain, Chained
 from afxdp_pool.columns import Columns, Fields, FiveTuple
 from afxdp_pool.errors import ConfigError, FrameGoneError, InvalidDescriptorError
 from afxdp_pool.metadata import RxColumns, rx_columns
+from afxdp_pool.requests import RequestAccess
 
 if TYPE_CHECKING:
     from afxdp_pool.frame import Frame, Frames
@@ -44,7 +45,7 @@ def need_batch(thing: object) -> None:
         raise ConfigError(f"a {type(thing).__name__} is no batch", hint=instead)
 
 
-class Batch(calls.Descs, HeaderAccess, Chained):
+class Batch(calls.Descs, HeaderAccess, RequestAccess, Chained):
     """Packets in frames: ``len(batch)`` of them.
 
     Attributes:

@@ -22,6 +22,7 @@ from afxdp_pool.errors import (
     InterfaceDownError,
     LinkGoneError,
     MemoryLimitError,
+    MetadataUnsupportedError,
     ModeUnsupportedError,
     NoSuchInterfaceError,
     PrivilegeError,
@@ -60,6 +61,8 @@ def check_place(netdev: str, queue: int, netns: str | None) -> netdevs.Netdev:
 
 def native_config(netdev: str, queue: int, c: PortConfig) -> Any:
     """The C struct that describes a port to be opened. Ownership: keeps the name it points to alive."""
+    room = lib.XDP_UMEM_TX_METADATA_LEN if c.transmit and c.tx_metadata else 0
+    software = lib.XDP_UMEM_TX_SW_CSUM if room and "software_checksum" in c.tx_metadata else 0
     flags = {"auto": 0, "copy": lib.XDP_COPY, "zero-copy": lib.XDP_ZEROCOPY}[c.mode]
     name = ffi.new("char[]", netdev.encode())
     native = ffi.new(
@@ -74,6 +77,7 @@ def native_config(netdev: str, queue: int, c: PortConfig) -> Any:
             "bind_flags": flags
             | (lib.XDP_USE_NEED_WAKEUP if c.need_wakeup else 0)
             | (lib.XDP_USE_SG if c.multi_buffer else 0),
+            "umem_flags": room | software,
             "tx_budget": c.tx_budget,
             "busy_poll_us": c.busy_poll_us,
             "busy_poll_budget": c.busy_poll_budget,
@@ -136,6 +140,8 @@ def open_error(name: str, driver: str, config: PortConfig, code: int, stage: int
         kind, hint = NoSuchInterfaceError, "the interface went away while it was opened"
     elif code == errno.ENETDOWN:
         kind, hint = InterfaceDownError, f"bring it up: ip link set {name.split()[0]} up"
+    elif code == errno.EINVAL and stage == lib.AFP_STAGE_UMEM and config.tx_metadata:
+        kind, hint = MetadataUnsupportedError, "tx_metadata takes Linux 6.11"
     elif code == errno.EINVAL and stage == lib.AFP_STAGE_UMEM:
         kind, hint = FrameSizeError, "this kernel does not take this frame size with this headroom"
     elif config.multi_buffer and code in (errno.EOPNOTSUPP, errno.EINVAL):

@@ -21,7 +21,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from afxdp_pool import wire
@@ -38,6 +38,7 @@ from afxdp_pool.errors import (
     QueueRangeError,
 )
 from afxdp_pool.program import XdpProgram
+from afxdp_pool.requests import for_requests
 from afxdp_pool.xsk import cookie, is_xdp_socket
 
 log = logging.getLogger("afxdp_pool")
@@ -289,6 +290,7 @@ class Broker:
                 f"{size} bytes are more than user {client.peer.uid} may have, {self._max_memory - taken} more",
                 hint="use fewer frames, or raise its --max-memory",
             )
+        request = replace(request, port=for_requests(place, request.port))
         fd = _make(request, message.fd, size, place.driver)
         client.grant = _Grant(request.netdev, request.queue, cookie(fd), size)
         # Whoever had the queue before has let it go, or the bind had failed.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from afxdp_pool.errors import ConfigError, FrameSizeError, RingSizeError
 
@@ -30,6 +30,12 @@ Transmit = Literal["auto", "socket", "live"]
 RxMetadataName = Literal["hash", "timestamp", "vlan", "arrival"]
 #: What may be known of a received packet beside its bytes; bit i of C's `present` is the i-th (bpf/rx_metadata.h).
 RX_METADATA: tuple[RxMetadataName, ...] = ("hash", "timestamp", "vlan", "arrival")
+TxMetadataName = Literal["checksum", "timestamp", "launch_time", "software_checksum"]
+#: What can be asked of who sends a packet.
+TX_METADATA: tuple[TxMetadataName, ...] = ("checksum", "timestamp", "launch_time", "software_checksum")
+#: Bytes before a packet that its request takes (AFP_TX_ROOM in afxdp_pool.h).
+TX_ROOM = 32
+Name = TypeVar("Name", bound=str)
 
 
 def is_power_of_two(value: int) -> bool:
@@ -109,6 +115,10 @@ class PortConfig:
             at which the XDP program saw the packet, which every device has. See docs/metadata.md.
         multi_buffer: receive and send packets longer than a frame, in several frames each (XDP_USE_SG, Linux 6.6): for
             MTUs beyond some 3800 bytes. See docs/large-packets.md. Packets go by the socket then, none of them live.
+        tx_metadata: what may be asked of the device for each packet (Linux 6.11): ``"checksum"``, ``"timestamp"``,
+            ``"launch_time"``; or ``"software_checksum"``, which the kernel computes, in copy mode, whatever the device
+            could do. Such a port sends by its socket, and the Umem has a headroom of 32 bytes or more. See
+            `Batch.offload_checksums`, `Batch.request_timestamps`, `Batch.launch_at`.
 
     Raises:
         RingSizeError: a ring size the kernel would refuse, or a fill level that does not fit the ring.
@@ -129,6 +139,7 @@ class PortConfig:
     busy_poll_budget: int = 64
     rx_metadata: tuple[RxMetadataName, ...] = ()
     multi_buffer: bool = False
+    tx_metadata: tuple[TxMetadataName, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("fill_size", "comp_size", "rx_size", "tx_size"):
@@ -161,6 +172,19 @@ class PortConfig:
         if not (self.receive or self.transmit):
             raise ConfigError("a port that neither receives nor sends is of no use", hint="set receive or transmit")
         object.__setattr__(self, "rx_metadata", check_rx_metadata(self.rx_metadata))
+        object.__setattr__(self, "tx_metadata", _check_names("tx_metadata", self.tx_metadata, TX_METADATA))
+        if self.tx_metadata and self.transmit == "live":
+            raise ConfigError("live frames carry no tx_metadata", hint='choose transmit="socket", or leave it "auto"')
+        if "software_checksum" in self.tx_metadata and ("checksum" in self.tx_metadata or self.mode == "zero-copy"):
+            raise ConfigError(
+                "the kernel computes checksums in copy mode only, and instead of the device",
+                hint='choose "checksum" or "software_checksum"',
+            )
+
+    @property
+    def tx_room(self) -> int:
+        """Bytes before each packet to be sent that must be free in its frame."""
+        return TX_ROOM if self.transmit and self.tx_metadata else 0
 
     def _check_multi_buffer(self) -> None:
         for name in ("fill_size", "comp_size", "rx_size", "tx_size", "fill_level"):
@@ -169,6 +193,8 @@ class PortConfig:
                     f"{name} {getattr(self, name)} has no room for one packet of many frames",
                     hint=f"choose {PACKET_FRAMES} or more with multi_buffer",
                 )
+        if self.tx_metadata:
+            raise ConfigError("packets of several frames carry no tx_metadata", hint="use a port of its own for each")
         if self.transmit == "live":
             raise ConfigError(
                 "packets of several frames cannot go live", hint='leave multi_buffer off, or transmit at "auto"'
@@ -182,22 +208,25 @@ class PortConfig:
 
 def check_rx_metadata(names: Iterable[str]) -> tuple[RxMetadataName, ...]:
     """Return these kinds of metadata, each once and in one order, or raise ConfigError."""
+    return _check_names("rx_metadata", names, RX_METADATA)
+
+
+def _check_names(what: str, names: Iterable[str], known: tuple[Name, ...]) -> tuple[Name, ...]:
     asked = set(names)
-    if isinstance(names, str) or not asked <= set(RX_METADATA):
-        raise ConfigError(
-            f"rx_metadata {names!r} is not possible", hint=f"name some of {', '.join(RX_METADATA)}, in a tuple"
-        )
-    return tuple(name for name in RX_METADATA if name in asked)
+    if isinstance(names, str) or not asked <= set(known):
+        raise ConfigError(f"{what} {names!r} is not possible", hint=f"name some of {', '.join(known)}, in a tuple")
+    return tuple(name for name in known if name in asked)
 
 
-def rx_metadata_bits(names: Iterable[str]) -> int:
-    """These kinds of metadata as C and BPF have them."""
-    return sum(1 << at for at, name in enumerate(RX_METADATA) if name in set(names))
+def to_bits(names: Iterable[str], known: tuple[str, ...]) -> int:
+    """Some of these names as a number: RX_METADATA's as C and BPF have it."""
+    asked = set(names)
+    return sum(1 << at for at, name in enumerate(known) if name in asked)
 
 
-def rx_metadata_names(number: int) -> tuple[RxMetadataName, ...]:
-    """The reverse of `rx_metadata_bits`."""
-    return tuple(name for at, name in enumerate(RX_METADATA) if number >> at & 1)
+def from_bits(number: int, known: tuple[Name, ...]) -> tuple[Name, ...]:
+    """The reverse of `to_bits`."""
+    return tuple(name for at, name in enumerate(known) if number >> at & 1)
 
 
 def check_batch(batch: int) -> int:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.bpf import BpfObject
 from afxdp_pool.columns import Fields
-from afxdp_pool.config import RxMetadataName, rx_metadata_bits
+from afxdp_pool.config import RX_METADATA, RxMetadataName, to_bits
 from afxdp_pool.errors import ConfigError, InvalidDescriptorError, MetadataUnsupportedError
 from afxdp_pool.netdev import Netdev, RxMetadata, flag_names
 
@@ -136,7 +136,7 @@ def pack_record(facts: Mapping[str, int]) -> bytes:
     named = {name: ("vlan" if name.startswith("vlan") else name.partition("_")[0]) for name in _RECORD_FIELDS}
     if strange := set(facts) - set(named):
         raise ConfigError(f"{', '.join(sorted(strange))}: no such fact", hint=f"give {', '.join(_RECORD_FIELDS)}")
-    present = rx_metadata_bits(tuple({named[name] for name in facts}))
+    present = to_bits((named[name] for name in facts), RX_METADATA)
     try:
         return _RECORD.pack(*(facts.get(name, 0) for name in _RECORD_FIELDS), present, _MAGIC)
     except struct.error as error:
@@ -189,7 +189,7 @@ def redirect_object(wanted: Sequence[RxMetadataName], program: str, ifindex: int
     try:
         if of_driver(wanted):
             made.bind_to(program, ifindex)
-            made.section(".rodata")[-4:] = rx_metadata_bits(wanted).to_bytes(4, "little")
+            made.section(".rodata")[-4:] = to_bits(wanted, RX_METADATA).to_bytes(4, "little")
     except BaseException:
         made.close()
         raise

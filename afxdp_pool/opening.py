@@ -34,6 +34,7 @@ from afxdp_pool.lease import Connection, Lease, MapLease, connect
 from afxdp_pool.live import LiveTransmit, Refused, unfit
 from afxdp_pool.memory import SharedMemory
 from afxdp_pool.program import XdpProgram
+from afxdp_pool.requests import for_requests
 
 if TYPE_CHECKING:
     from afxdp_pool.port import Port
@@ -45,7 +46,7 @@ _RETRY_STEP = 0.01
 def open_here(port: Port, where: netdevs.Netdev, program: XdpProgram | None) -> None:
     """Make and bind the socket; receive through `program`, or the one this process's ports share."""
     knobs.restore(port.netdev, port._netns)
-    bind(port, port.config)
+    bind(port, for_requests(where, port.config))
     port.native.max_frames = max_frames(port.config, where, zero_copy=lib.afp_port_zero_copy(port.native) == 1)
     if port.config.transmit in ("auto", "live"):
         set_live(port, where)
@@ -85,7 +86,9 @@ def open_via(port: Port, path: str | os.PathLike[str]) -> None:
             "the XDP program is a device plugin's, which tells nothing of packets", subject=port.name
         )
     lease = MapLease(connection, port.netdev) if config.receive or config.busy_poll_us else None
-    bind(port, replace(config, busy_poll_us=0))  # setting it needs CAP_NET_ADMIN: the other side does
+    bind(
+        port, replace(for_requests(where, config), busy_poll_us=0)
+    )  # setting it needs CAP_NET_ADMIN: the other side does
     if lease is not None and config.busy_poll_us:
         lease.busy_poll(port.native.fd, config.busy_poll_us, config.busy_poll_budget)
         port.native.busy_poll = True
@@ -119,7 +122,7 @@ def bind(port: Port, config: PortConfig) -> None:
     if result == lib.AFP_WRONG_THREAD and stage[0] == lib.AFP_STAGE_TABLE:
         raise _wrong_thread(port)
     if result:
-        raise open_error(port.name, port._driver, port.config, -result, stage[0])
+        raise open_error(port.name, port._driver, config, -result, stage[0])
 
 
 def _lease(port: Port, connection: Connection) -> None:
@@ -194,6 +197,8 @@ def set_live(port: Port, where: netdevs.Netdev) -> None:
     refused = unfit(port.pool.umem)
     if port.config.multi_buffer:
         refused = Refused("packets of several frames go by the socket", chosen=True)
+    if port.config.tx_metadata:
+        refused = Refused("what devices are asked to do goes by the socket", chosen=True)
     if not demanded and lib.afp_port_zero_copy(port._port) == 1:
         refused = Refused("the socket's zero-copy is better", chosen=True)
     if refused is None:

@@ -327,7 +327,13 @@ def _open(plans: Sequence[_Plan], options: Options, handler: Handler | None = No
         frames = _frames(plans, options)
         memory, refused = _memory(frames * options.frame_size, places, options)
         umem = undo.enter_context(
-            Umem(frames, frame_size=options.frame_size, huge_pages=options.huge_pages, memory=memory)
+            Umem(
+                frames,
+                frame_size=options.frame_size,
+                headroom=max(place.config.tx_room for place in places),
+                huge_pages=options.huge_pages,
+                memory=memory,
+            )
         )
         pools = [undo.enter_context(FramePool(umem)) for _ in plans]
         receiving = {place.netdev for place in places if place.config.receive and options.via is None}

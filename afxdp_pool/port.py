@@ -37,6 +37,7 @@ from afxdp_pool.opening import open_here, open_via
 from afxdp_pool.pool import FramePool
 from afxdp_pool.program import XdpProgram
 from afxdp_pool.refusals import raise_refused
+from afxdp_pool.requests import TxStamps, check_room, take_stamps
 from afxdp_pool.stats import KernelStats, LiveStats, PortStats, kernel_stats, port_stats
 from afxdp_pool.waiting import Waiting
 from afxdp_pool.xsk import device_gone
@@ -68,6 +69,7 @@ class PortInfo:
         numa_node: the NUMA node of the hardware; None: it has none, or it is not known.
         rx_metadata: what it learns of received packets beside their bytes.
         max_frames: most frames of a packet that it sends; 1 without multi-buffer.
+        tx_metadata: what can be asked of it for packets to be sent.
     """
 
     netdev: str
@@ -90,6 +92,7 @@ class PortInfo:
     numa_node: int | None = None
     rx_metadata: tuple[str, ...] = ()
     max_frames: int = 1
+    tx_metadata: tuple[str, ...] = ()
 
 
 class Port(Waiting):
@@ -115,7 +118,7 @@ class Port(Waiting):
         QueueBusyError: another socket has the queue, and kept it for ``config.bind_timeout`` seconds.
         PrivilegeError, MemoryLimitError, ModeUnsupportedError, NotEnoughFramesError: the means are lacking; also for
             live transmit, if `config` demands it.
-        MetadataUnsupportedError: the driver does not tell what `config` asks to learn of packets.
+        MetadataUnsupportedError: the driver does not tell of packets, or do for them, what `config` asks for.
         ProgramBusyError, ProgramLoadError: see `XdpProgram`.
         BrokerError: whoever listens at `via` cannot be reached, or makes no sense.
         WrongThreadError: the pool is bound to another thread.
@@ -213,6 +216,7 @@ class Port(Waiting):
 
     def _require_frames(self) -> None:
         umem = self.pool.umem
+        check_room(self.name, umem, self.config)
         needed = self.config.frames_needed + sum(port.config.frames_needed for port in list(umem._ports))
         if needed > umem.frames:
             raise NotEnoughFramesError(
@@ -230,9 +234,13 @@ class Port(Waiting):
         else:
             raise MemoryLimitError("no memory, or more than 254 ports on one Umem", subject=self.name)
         port = ffi.gc(port, lib.afp_port_forget)  # other threads may look at its counters while it is closed
-        if self.config.receive and self.config.rx_metadata and lib.afp_port_want_metadata(port):
+        c = self.config
+        failed = c.receive and c.rx_metadata and lib.afp_port_want_metadata(port)
+        if c.transmit and c.tx_metadata:
+            failed = failed or lib.afp_port_want_requests(port, "timestamp" in c.tx_metadata)
+        if failed:
             lib.afp_port_end(port)
-            raise MemoryLimitError("no memory for what is known of packets", subject=self.name)
+            raise MemoryLimitError("no memory for metadata", subject=self.name)
         return port
 
     def check(self) -> None:
@@ -348,6 +356,7 @@ class Port(Waiting):
             self._where.numa_node if self._where else None,
             c.rx_metadata if c.receive else (),
             int(self.native.max_frames),
+            c.tx_metadata if c.transmit else (),
         )
 
     def resume(self) -> None:
@@ -468,6 +477,13 @@ class Port(Waiting):
         if self._live is not None and self.ring_levels()["tx"]:
             self.kick()
         return int(lib.afp_port_complete(self.native, check_count(n)))
+
+    def take_timestamps(self, n: int = 64) -> TxStamps:
+        """When packets were sent whose `Batch.request_timestamps` asked for it: up to `n`, the first completed first.
+
+        It keeps 8192 until they are taken. Concurrency: one thread, any. None after the port is closed.
+        """
+        return take_stamps(self.native, check_count(n))
 
     def kick(self) -> None:
         """Tell the kernel that there is something to send. A full queue is no error: what is left is sent later.

@@ -14,7 +14,7 @@ import os
 import socket
 from dataclasses import dataclass, field
 
-from afxdp_pool.config import Mode, PortConfig, UmemConfig, rx_metadata_bits, rx_metadata_names
+from afxdp_pool.config import RX_METADATA, TX_METADATA, Mode, PortConfig, UmemConfig, from_bits, to_bits
 from afxdp_pool.errors import BrokerError, ConfigError
 
 VERSION = "0.1"
@@ -176,8 +176,11 @@ class SocketRequest:
             "busy_poll_us": p.busy_poll_us,
             "busy_poll_budget": p.busy_poll_budget,
         }
-        if p.receive and p.rx_metadata:  # a broker that never heard of it need not
-            numbers["rx_metadata"] = rx_metadata_bits(p.rx_metadata)
+        # A broker that never heard of these need not, unless they are wanted.
+        if p.receive and p.rx_metadata:
+            numbers["rx_metadata"] = to_bits(p.rx_metadata, RX_METADATA)
+        if p.transmit and p.tx_metadata:
+            numbers["tx_metadata"] = to_bits(p.tx_metadata, TX_METADATA)
         if p.multi_buffer:
             numbers["multi_buffer"] = 1
         return line(SOCKET, self.netdev, self.queue, p.mode, *(f"{name}={value}" for name, value in numbers.items()))
@@ -223,7 +226,8 @@ class SocketRequest:
                 transmit="socket" if n["tx"] else False,
                 busy_poll_us=n["busy_poll_us"],
                 busy_poll_budget=n["busy_poll_budget"],
-                rx_metadata=rx_metadata_names(n.get("rx_metadata", 0)),
+                rx_metadata=from_bits(n.get("rx_metadata", 0), RX_METADATA),
+                tx_metadata=from_bits(n.get("tx_metadata", 0), TX_METADATA),
                 multi_buffer=bool(n.get("multi_buffer")),
             ),
             message.stock,
@@ -234,7 +238,7 @@ _NUMBERS = frozenset(
     {"frames", "frame_size", "headroom", "fill", "comp", "rx", "tx"}
     | {"need_wakeup", "tx_budget", "busy_poll_us", "busy_poll_budget"}
 )
-_MORE = frozenset({"rx_metadata", "multi_buffer"})
+_MORE = frozenset({"rx_metadata", "tx_metadata", "multi_buffer"})
 
 
 def _number(text: str) -> int:

@@ -37,6 +37,7 @@ SOURCES = (
     "checksum.c",
     "hash.c",
     "metadata.c",
+    "requests.c",
     "bpf_glue.c",
     "calls.c",
 )
@@ -68,7 +69,7 @@ for cdef in ("cdef.h", "cdef_bpf.h"):
 
 ffi.set_source(
     "afxdp_pool._native._ffi",
-    '#include "engine.h"\n#include "headers.h"\n#include "metadata.h"\n#include "bpf_glue.h"\n',
+    '#include "engine.h"\n#include "headers.h"\n#include "requests.h"\n#include "metadata.h"\n#include "bpf_glue.h"\n',
     # Relative, because setuptools refuses absolute paths; the build runs in the project's root.
     sources=[f"afxdp_pool/_native/{name}" for name in SOURCES],
     depends=[str(path) for path in sorted(HERE.glob("*.h")) + sorted(HERE.glob("../include/*.h"))],

@@ -76,6 +76,7 @@ struct afp_port_config {
 	uint32_t queue;
 	uint32_t fill_size, comp_size, rx_size, tx_size;
 	uint32_t bind_flags;
+	uint32_t umem_flags;
 	uint32_t tx_budget;
 	int busy_poll_us, busy_poll_budget;
 };
@@ -240,6 +241,18 @@ struct afp_rx_columns {
 };
 int afp_port_want_metadata(struct afp_port *port);
 void afp_rx_columns(const struct afp_table *t, const struct afp_desc *descs, uint32_t n, const struct afp_rx_columns *out);
+
+/* requests.h */
+#define XDP_UMEM_TX_SW_CSUM ...
+#define XDP_UMEM_TX_METADATA_LEN ...
+#define AFP_STAMPS ...
+#define AFP_TX_ROOM ...
+#define AFP_TX_OPTION ...
+enum afp_request { AFP_ASK_TIMESTAMP, AFP_ASK_CHECKSUM, AFP_ASK_LAUNCH, ... };
+struct afp_stamp { uint64_t number, timestamp; };
+void afp_tx_ask(const struct afp_table *t, const struct afp_packets *p, enum afp_request what, const uint64_t *values, const uint8_t *where, uint8_t *done);
+int afp_port_want_requests(struct afp_port *port, bool stamps);
+uint32_t afp_port_take_stamps(struct afp_port *port, struct afp_stamp *out, uint32_t n, uint64_t *lost);
 
 /* headers.h */
 enum afp_header { AFP_ETH, AFP_VLAN, AFP_ARP, AFP_IPV4, AFP_IPV6, AFP_TCP, AFP_UDP, AFP_ICMP, AFP_ICMPV6 };

@@ -99,6 +99,26 @@ static enum verdict verify(const struct covered *c)
 	return fold(sum(c->at, c->size, c->pseudo)) == 0xffff ? GOOD : BAD;
 }
 
+bool afp_checksum_begin(const struct afp_packets *p, uint32_t i, uint16_t *start, uint16_t *offset)
+{
+	uint8_t *packet = field(p, i, 0, ETHER_HEADER);
+	struct covered c;
+	struct layout l;
+	uint16_t value;
+
+	if (!packet)
+		return false;
+	layout_of(packet, p->descs[i].len, &l);
+	if (cover_transport(packet, &l, 1u << AFP_TCP | 1u << AFP_UDP, &c) != GOOD || l.l4 + c.size != p->descs[i].len ||
+	    l.l4 > UINT16_MAX)
+		return false;
+	value = fold(c.pseudo);
+	memcpy(c.at + c.check, &value, sizeof(value));
+	*start = (uint16_t)l.l4;
+	*offset = (uint16_t)c.check;
+	return true;
+}
+
 uint32_t afp_checksum_fill(const struct afp_packets *p, uint32_t kinds, const uint8_t *where)
 {
 	uint32_t done = 0;

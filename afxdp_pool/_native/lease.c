@@ -6,7 +6,7 @@
  * keeps nothing but a descriptor to pass on. The user's half: the rings of a socket that is bound already, mapped by their
  * offsets; libxdp has no call for that, as its own sockets are bound by it.
  */
-#include "port.h"
+#include "requests.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,6 +14,34 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+/* The same with room for requests, which takes a socket of one's own. */
+static int make_with_requests(void *area, uint64_t size, uint32_t frame_size, uint32_t headroom, const uint64_t *stock, uint32_t n,
+			      const struct afp_port_config *c, int *stage)
+{
+	struct afp_port port = {.fd = -1}; /* whose FILL is mapped for a moment */
+	int fd = afp_socket_register(area, size, frame_size, headroom, c), err;
+	uint32_t index;
+
+	if (fd < 0)
+		return fd;
+	err = afp_port_map(&port, fd, c);
+	if (!err && xsk_ring_prod__reserve(&port.fill, n, &index) == n) {
+		for (uint32_t i = 0; i < n; i++)
+			*xsk_ring_prod__fill_addr(&port.fill, index + i) = stock[i];
+		xsk_ring_prod__submit(&port.fill, n);
+	}
+	port.leased = false;
+	afp_lease_close(&port);
+	if (!err) {
+		*stage = AFP_STAGE_BIND;
+		err = afp_socket_bind(fd, c);
+		err = err ? err : afp_socket_tune(fd, c, stage);
+	}
+	if (err)
+		close(fd);
+	return err ? err : fd;
+}
 
 int afp_lease_make(void *area, uint64_t size, uint32_t frame_size, uint32_t headroom, const uint64_t *stock, uint32_t n,
 		   const struct afp_port_config *c, int *stage)
@@ -33,6 +61,8 @@ int afp_lease_make(void *area, uint64_t size, uint32_t frame_size, uint32_t head
 	int err, fd;
 
 	*stage = AFP_STAGE_UMEM;
+	if (c->umem_flags)
+		return make_with_requests(area, size, frame_size, headroom, stock, n, c, stage);
 	err = xsk_umem__create(&umem, area, size, &fill, &comp, &umem_config);
 	if (err)
 		return err;
@@ -92,11 +122,10 @@ int afp_lease_stock(struct afp_port *port, uint32_t fill_size, uint32_t most)
 	return err ? err : afp_port_fill(port, port->fill_level < most ? port->fill_level : most);
 }
 
-int afp_lease_take(struct afp_port *port, int fd, const struct afp_port_config *c)
+int afp_port_map(struct afp_port *port, int fd, const struct afp_port_config *c)
 {
 	struct xdp_mmap_offsets off = {0};
 	socklen_t length = sizeof(off);
-	const uint32_t stocked = port->mock[0].producer;
 	int err;
 
 	port->fd = fd;
@@ -108,7 +137,14 @@ int afp_lease_take(struct afp_port *port, int fd, const struct afp_port_config *
 	err = map_ring(port, 0, XDP_UMEM_PGOFF_FILL_RING, &off.fr, c->fill_size, sizeof(uint64_t), true);
 	err = err ? err : map_ring(port, 1, XDP_UMEM_PGOFF_COMPLETION_RING, &off.cr, c->comp_size, sizeof(uint64_t), false);
 	err = err ? err : map_ring(port, 2, XDP_PGOFF_RX_RING, &off.rx, c->rx_size, sizeof(struct xdp_desc), false);
-	err = err ? err : map_ring(port, 3, XDP_PGOFF_TX_RING, &off.tx, c->tx_size, sizeof(struct xdp_desc), true);
+	return err ? err : map_ring(port, 3, XDP_PGOFF_TX_RING, &off.tx, c->tx_size, sizeof(struct xdp_desc), true);
+}
+
+int afp_lease_take(struct afp_port *port, int fd, const struct afp_port_config *c)
+{
+	const uint32_t stocked = port->mock[0].producer;
+	int err = afp_port_map(port, fd, c);
+
 	if (err)
 		return err;
 	if (port->fill.cached_prod != stocked) /* whoever made it did not put in what the frame table says is there */

@@ -2,6 +2,7 @@
 /* Frames between a pool and the kernel's rings: see port.h. */
 #include "metadata.h"
 #include "multi.h"
+#include "requests.h"
 
 #include <stdlib.h>
 
@@ -208,12 +209,14 @@ uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, 
 		return 0;
 	if (unlikely(port->multi_buffer))
 		return afp_transmit_packets(port, descs, n, refused);
+	if (unlikely(port->sends_requests))
+		return afp_transmit_requests(port, descs, n, refused);
 	n = port_tx_room(port, n);
 	for (done = 0; done < n; done++) {
 		const struct afp_desc *desc = &descs[done];
 		enum afp_reason reason = AFP_OK;
 
-		/* Options mean metadata or a packet in several parts, for which no socket is bound here. */
+		/* Options mean a request or a packet in several parts, for which this socket is not bound. */
 		if (unlikely(!desc->len || desc->options || desc->len > t->frame_size - (desc->addr & (t->frame_size - 1))))
 			reason = desc->addr < t->size ? AFP_INVALID : AFP_FOREIGN;
 		else if (unlikely(!lend_direct(port, mine, desc)))
@@ -325,6 +328,8 @@ uint32_t afp_socket_complete(struct afp_port *port, uint32_t n)
 	n = xsk_ring_cons__peek(&port->comp, n, &index);
 	if (!n)
 		return 0;
+	if (unlikely(port->stamps))
+		afp_port_keep_stamps(port, index, n);
 	done = come_home(port, port->comp.ring, sizeof(uint64_t), port->comp.mask, index, n);
 	xsk_ring_cons__cancel(&port->comp, n - done); /* the rest stays in the ring until there is memory to post them */
 	xsk_ring_cons__release(&port->comp, done);

@@ -53,6 +53,7 @@ struct afp_port {
 	int error;           /* errno of the last kick that failed for good */
 	bool busy_poll;      /* the socket's calls run the driver's NAPI: they are made in every round */
 	bool wants_metadata; /* of the packets it receives: metadata.h */
+	bool sends_requests; /* packets may come with requests to the device: requests.h */
 	bool multi_buffer;   /* packets of several frames come and go: multi.h */
 	bool rx_refusing;    /* of one without end, the rest is refused too */
 	uint32_t max_frames; /* of a packet to be sent */
@@ -60,6 +61,7 @@ struct afp_port {
 	struct xsk_ring_prod fill, tx;
 	struct xsk_ring_cons rx, comp;
 	struct afp_live *live; /* NULL: everything goes by the socket */
+	struct afp_stamps *stamps; /* NULL: nobody asks for timestamps */
 	struct afp_tap *tap, *tapping; /* who copies its packets, NULL: nobody; which of them is at work */
 	uint8_t *sent_clones; /* [nframes] transmissions of frames with several references, made when first needed */
 	_Atomic uint64_t stat[AFP_PORT_STATS];
@@ -78,6 +80,7 @@ struct afp_port_config {
 	uint32_t queue;
 	uint32_t fill_size, comp_size, rx_size, tx_size; /* rx_size or tx_size 0: no such ring */
 	uint32_t bind_flags;                             /* XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP, XDP_USE_SG */
+	uint32_t umem_flags;                             /* of XDP_UMEM_REG, with room for requests (requests.h); 0: no such room */
 	uint32_t tx_budget;                              /* descriptors a sendto() may handle in copy mode; 0 = kernel's 32 */
 	int busy_poll_us, busy_poll_budget;              /* us 0: no busy polling */
 };
@@ -141,7 +144,7 @@ struct afp_turn {
 /* All that the rings need besides receiving and sending: completions taken, FILL topped up, what is in TX kicked, the driver
  * woken if it asks, or if the port busy-polls. 0, AFP_WRONG_THREAD or AFP_CLOSED: then only FILL was left out. */
 int afp_port_recycle(struct afp_port *port, struct afp_turn *out);
-/* For multi.c. One reference of the caller's goes to TX; and comes back, before the kernel has seen it. */
+/* For multi.c and requests.c. One reference of the caller's goes to TX; and comes back, before the kernel has seen it. */
 enum afp_reason afp_port_lend(struct afp_port *port, const struct afp_desc *desc);
 void afp_port_unlend(struct afp_port *port, const struct afp_desc *desc);
 /* The socket is gone: every frame the kernel had from this port comes home. */
@@ -162,6 +165,8 @@ int afp_lease_make(void *area, uint64_t size, uint32_t frame_size, uint32_t head
 int afp_lease_stock(struct afp_port *port, uint32_t fill_size, uint32_t most);
 /* Then use the socket that was made so: the port owns `fd` whatever comes back, 0 or a negative errno. */
 int afp_lease_take(struct afp_port *port, int fd, const struct afp_port_config *config);
+/* Use the rings of a socket that libxdp did not make: the port owns `fd` whatever comes back, 0 or a negative errno. */
+int afp_port_map(struct afp_port *port, int fd, const struct afp_port_config *config);
 void afp_lease_close(struct afp_port *port);
 
 static inline uint64_t port_count(const struct afp_port *port, enum afp_port_stat which)

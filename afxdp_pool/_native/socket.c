@@ -2,6 +2,7 @@
 /* A port's socket: made and bound through libxdp, kicked, asked for its statistics, closed. See port.h. */
 #include "port.h"
 #include "release.h"
+#include "requests.h"
 
 #include <errno.h>
 #include <net/if.h>
@@ -179,11 +180,19 @@ int afp_port_open(struct afp_port *port, const struct afp_port_config *c, int *s
 	struct xsk_socket_config sock = afp_socket_config(c);
 	int err;
 
-	*stage = AFP_STAGE_UMEM;
 	/* Every port registers the same memory for itself: its own mode, and closing in any order. */
-	err = xsk_umem__create(&port->umem, t->area, t->size, &port->fill, &port->comp, &umem);
-	if (err)
+	*stage = AFP_STAGE_UMEM;
+	if (c->umem_flags) {
+		int fd = afp_socket_register(t->area, t->size, t->frame_size, t->headroom, c);
+
+		err = fd < 0 ? fd : afp_port_map(port, fd, c);
+	} else {
+		err = xsk_umem__create(&port->umem, t->area, t->size, &port->fill, &port->comp, &umem);
+	}
+	if (err) {
+		close_socket(port);
 		return err;
+	}
 	/* FILL is stocked before the bind: a zero-copy driver takes its first frames while it binds. */
 	*stage = AFP_STAGE_TABLE;
 	err = afp_port_fill(port, port->fill_level);
@@ -192,14 +201,19 @@ int afp_port_open(struct afp_port *port, const struct afp_port_config *c, int *s
 		return err;
 	}
 	*stage = AFP_STAGE_BIND;
-	err = xsk_socket__create(&port->xsk, c->netdev, c->queue, port->umem, c->rx_size ? &port->rx : NULL,
-				 c->tx_size ? &port->tx : NULL, &sock);
+	if (c->umem_flags)
+		err = afp_socket_bind(port->fd, c);
+	else
+		err = xsk_socket__create(&port->xsk, c->netdev, c->queue, port->umem, c->rx_size ? &port->rx : NULL,
+					 c->tx_size ? &port->tx : NULL, &sock);
 	if (err) {
-		port->xsk = NULL; /* libxdp freed what it had made */
+		if (!c->umem_flags)
+			port->xsk = NULL; /* libxdp freed what it had made */
 		close_socket(port);
 		return err;
 	}
-	port->fd = xsk_socket__fd(port->xsk);
+	if (port->xsk)
+		port->fd = xsk_socket__fd(port->xsk);
 	if (afp_port_zero_copy(port) == 1) {
 		port->ifindex = if_nametoindex(c->netdev);
 		port->queue = c->queue;
@@ -274,6 +288,7 @@ void afp_port_end(struct afp_port *port)
 	pthread_mutex_unlock(&t->lock);
 	free(port->sent_clones);
 	port->sent_clones = NULL;
+	afp_port_forget_requests(port);
 	port->pool = NULL; /* they may be gone before the struct is */
 	port->live = NULL;
 	port->id = 0;

@@ -38,7 +38,7 @@
 
 /*
  * One packet in a frame: `len` bytes at `addr`, which counts from the start of the Umem. A handler may change both within the
- * frame. `options` are the kernel's, `gen` is the frame's generation: leave them as they are.
+ * frame. `options` are the kernel's, set by afp_tx_request() alone; `gen` is the frame's generation: leave it as it is.
  */
 struct afp_desc {
 	uint64_t addr;
@@ -76,6 +76,37 @@ static inline struct afp_rx_metadata afp_rx_metadata(const uint8_t *packet)
 
 	__builtin_memcpy(&found, packet - sizeof(found), sizeof(found));
 	return found;
+}
+
+/*
+ * What the device is asked to do for a packet, on ports that were opened with tx_metadata: as the kernel has it (struct
+ * xsk_tx_metadata in linux/if_xdp.h). The checksum's field has to hold the sum of the pseudo-header then, not inverted.
+ */
+#define AFP_TX_TIMESTAMP 1
+#define AFP_TX_CHECKSUM 2
+#define AFP_TX_LAUNCH_TIME 4
+#define AFP_TX_OPTION 2 /* in a descriptor's options: there is a request */
+#define AFP_TX_ROOM 32 /* bytes before the packet that must be free, in its frame */
+
+struct afp_tx_metadata {
+	uint64_t flags;
+	union {
+		struct {
+			uint16_t checksum_start, checksum_offset; /* bytes into the packet; into what is summed */
+		};
+		uint64_t timestamp; /* the answer */
+	};
+	uint64_t launch_time; /* by the device's clock, ns */
+};
+
+/* Ask for that, in place of what was asked before. `number` comes back with the timestamp. */
+static inline void afp_tx_request(struct afp_desc *desc, uint8_t *umem, struct afp_tx_metadata request, uint64_t number)
+{
+	uint8_t *at = umem + desc->addr - AFP_TX_ROOM;
+
+	__builtin_memcpy(at, &request, sizeof(request));
+	__builtin_memcpy(at + sizeof(request), &number, sizeof(number));
+	desc->options |= AFP_TX_OPTION;
 }
 
 /*

@@ -139,6 +139,8 @@ def put_together(device: str) -> ap.Runner:
     print(report.name, napi)
     compiled: ap.Compiled = ap.compiled(1 << 20)
     template = ap.Template((bytes(64),))
+    stamps: ap.TxStamps = port.take_timestamps(8)
+    print(stamps.timestamp.max(), stamps.lost)
     with ap.Forwarder([port], handler=compiled), ap.transmit(device, template, rate=1e6) as sender:
         sender.run(duration="1")  # mistake: seconds are a number
     return workers

@@ -10,7 +10,7 @@ from support import SMALL, conserved
 
 import afxdp_pool as ap
 from afxdp_pool import wire
-from afxdp_pool.config import RX_METADATA, rx_metadata_bits, rx_metadata_names
+from afxdp_pool.config import RX_METADATA, from_bits, to_bits
 from afxdp_pool.metadata import pack_record
 from afxdp_pool.testing import FakeKernel
 
@@ -145,7 +145,7 @@ def test_names_have_one_order_and_one_number() -> None:
     asked: Any = ["arrival", "hash", "hash"]
     assert ap.PortConfig(rx_metadata=asked).rx_metadata == ("hash", "arrival")
     for number in range(16):
-        assert rx_metadata_bits(rx_metadata_names(number)) == number
+        assert to_bits(from_bits(number, RX_METADATA), RX_METADATA) == number
 
 
 def test_a_broker_is_asked_for_it_only_when_it_is_wanted() -> None:

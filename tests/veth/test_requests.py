@@ -1,0 +1,203 @@
+"""What is asked of who sends packets: checksums as they come at the far end, timestamps between two looks at clocks."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from live_lab import audited, options, perfect, wait_for
+
+import afxdp_pool as ap
+from afxdp_pool import requests
+from afxdp_pool.config import TX_ROOM, TxMetadataName
+from afxdp_pool.netdev import XdpFeature, XskFeature, find, in_netns
+from afxdp_pool.testing import packets
+from afxdp_pool.testing.lab import Lab, VethPair
+from afxdp_pool.testing.source import addresses_of
+from afxdp_pool.testing.traffic import Sink, Source
+
+pytestmark = pytest.mark.usefixtures("veth_machine")
+
+SMALL = ap.PortConfig(fill_size=512, comp_size=256, rx_size=256, tx_size=256, fill_level=256)
+SENDS = replace(SMALL, receive=False, tx_metadata=("timestamp", "software_checksum"))
+COUNT = 200
+
+
+@pytest.fixture
+def pair(lab: Lab) -> VethPair:
+    return lab.veth("a")
+
+
+@contextmanager
+def sending(pair: VethPair, config: ap.PortConfig = SENDS, headroom: int = TX_ROOM) -> Iterator[ap.Port]:
+    """A port that sends out of the near end, over frames that are all home afterwards."""
+    with ap.Umem(1024, headroom=headroom) as umem:
+        with (
+            ap.FramePool(umem) as pool,
+            ap.Port(pool, pair.near.name, netns=pair.near.netns, config=config) as port,
+        ):
+            yield port
+            umem.audit().check()
+        umem.audit().check(idle=True)
+
+
+def bare(port: ap.Port, pair: VethPair, n: int, size: int = packets.MIN_SIZE) -> ap.Batch:
+    """So many test packets without a UDP checksum, numbered."""
+    addresses, batch = addresses_of(pair.near, None, None), port.pool.alloc(n)
+    for number in range(n):
+        packet = bytearray(packets.build(size, seq=number, addresses=addresses))
+        packet[packets.CHECKSUM_AT : packets.CHECKSUM_AT + 2] = b"\0\0"
+        batch.write(number, packet)
+    return batch
+
+
+def sent(port: ap.Port, batch: ap.Batch) -> None:
+    """All of them, completed."""
+    n = len(batch)
+    assert port.transmit(batch) == n
+    done = 0
+
+    def complete() -> bool:
+        nonlocal done
+        done += port.complete()
+        return done == n
+
+    assert wait_for(complete)
+
+
+@pytest.mark.parametrize("size", [64, 65, 1514])
+@pytest.mark.parametrize("kind", ["checksum", "software_checksum"])
+def test_checksums_are_right_at_the_far_end(pair: VethPair, kind: TxMetadataName, size: int) -> None:
+    """The lab's links have no checksum offload: so the kernel fills in what is left to the device, too."""
+    with Sink(pair.far) as sink, sending(pair, replace(SENDS, tx_metadata=(kind,))) as port:
+        assert (port.info.mode, port.info.transmit, port.info.tx_metadata) == ("copy", "socket", (kind,))
+        for _ in range(2):
+            batch = bare(port, pair, 100, size)
+            assert not batch.udp.checksum.any()
+            assert batch.offload_checksums().all()
+            sent(port, batch)
+            perfect(sink.wait(100), 100)
+            sink.reset()
+        # And who does not ask gets none.
+        sent(port, bare(port, pair, 10, size))
+        assert sink.wait(10).packets == 10
+        assert sink.report().corrupt == 10
+
+
+def test_a_kernel_takes_what_a_port_left_to_the_device(pair: VethPair) -> None:
+    """And refuses the one packet whose checksum is wrong."""
+    with in_netns(pair.far.netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((pair.far.ipv4, packets.PORT))
+        sock.settimeout(20)
+        with sending(pair) as port:
+            batch = bare(port, pair, 5)
+            batch.offload_checksums(np.arange(5) != 3)
+            batch.udp.checksum = np.where(np.arange(5) == 3, 1, batch.udp.checksum)
+            sent(port, batch)
+            numbers = [packets.TEST_HEADER.unpack_from(sock.recv(64))[2] for _ in range(4)]
+        assert numbers == [0, 1, 2, 4]
+
+
+def test_timestamps_come_back_with_their_packets_numbers(pair: VethPair) -> None:
+    with Sink(pair.far) as sink, sending(pair) as port:
+        batch = bare(port, pair, COUNT)
+        every_third = np.arange(COUNT) % 3 == 0
+        numbers = np.arange(COUNT, dtype=np.uint64) << np.uint64(40)
+        assert batch.offload_checksums().all()
+        assert (batch.request_timestamps(numbers, where=every_third) == every_third).all()
+        before = time.clock_gettime_ns(time.CLOCK_TAI)
+        sent(port, batch)
+        after = time.clock_gettime_ns(time.CLOCK_TAI)
+        stamps = port.take_timestamps(1000)
+        assert stamps.number.tolist() == numbers[every_third].tolist()
+        assert (stamps.timestamp >= before).all()
+        assert (stamps.timestamp <= after).all()
+        assert (np.diff(stamps.timestamp.astype(np.int64)) >= 0).all()
+        assert stamps.lost == 0
+        perfect(sink.wait(COUNT), COUNT)
+        # The same frames again, with no request: nothing of the old ones is left.
+        sent(port, bare(port, pair, COUNT))
+        assert len(port.take_timestamps().number) == 0
+
+
+def test_what_is_forwarded_may_be_asked_for_in_a_handler(lab: Lab) -> None:
+    left, right = lab.veth("left"), lab.veth("right")
+
+    def handle(batch: ap.Batch) -> int:
+        batch.udp.checksum = 0
+        batch.offload_checksums()
+        batch.request_timestamps(batch.load(packets.SEQUENCE_AT, ">u8"))
+        return ap.FORWARD(1)
+
+    chosen = replace(options(lab, SMALL), ports={right.near.name: replace(SMALL, tx_metadata=SENDS.tx_metadata)})
+    runner = ap.handle([left.near.name], handle, outputs=[right.near.name], options=chosen)
+    assert runner.umem.config.headroom == TX_ROOM
+    with Sink(right.far) as sink, Source(left.far, cpu=0) as source:
+        runner.start()
+        for goal in range(50, 501, 50):
+            assert source.send(50).dropped == 0
+            assert wait_for(lambda goal=goal: runner.snapshot().completed >= goal)  # type: ignore[misc]
+        runner.stop()
+        runner.join()
+        perfect(sink.wait(500), 500)
+    stamps = runner.ports[1].take_timestamps(1000)
+    assert stamps.number.tolist() == list(range(500))
+    audited(runner)
+
+
+def test_frames_without_room_for_requests_are_refused(pair: VethPair) -> None:
+    with (
+        pytest.raises(ap.ConfigError, match=r"32 bytes before each packet.*Umem\(1024, headroom=32\)"),
+        sending(pair, headroom=31),
+    ):
+        pass
+    with sending(pair) as port:
+        batch = bare(port, pair, 3)
+        batch.addr[1] -= 8
+        assert batch.offload_checksums().tolist() == [True, False, True]
+        with pytest.raises(ap.InvalidDescriptorError, match="frame 1 of the batch") as error:
+            port.transmit(batch)
+        assert error.value.done == 1
+        port.pool.put(batch[1:])
+        assert wait_for(lambda: port.complete() == 1)
+
+
+def test_what_the_driver_does_not_do_is_refused_or_done_by_the_kernel(pair: VethPair) -> None:
+    with pytest.raises(ap.MetadataUnsupportedError, match=r"driver veth sends at no time.*does nothing of the kind"):
+        sending(pair, replace(SENDS, tx_metadata=("launch_time",))).__enter__()
+    here = find(pair.near.name, pair.near.netns)
+    assert here.features is not None
+    nic = replace(
+        here,
+        driver="nic",
+        features=replace(here.features, flags=XdpFeature.XSK_ZEROCOPY, xsk=XskFeature.TX_CHECKSUM),
+    )
+    both = replace(SENDS, tx_metadata=("checksum", "timestamp"))
+    assert requests.for_requests(nic, both).mode == "copy"
+    assert requests.for_requests(nic, replace(both, mode="copy")).mode == "copy"
+    assert requests.for_requests(nic, replace(both, tx_metadata=("checksum",))).mode == "auto"
+    assert requests.for_requests(nic, SENDS).mode == "copy"
+    with pytest.raises(ap.MetadataUnsupportedError, match=r"nic does no timestamp in zero-copy: it does tx_checksum"):
+        requests.for_requests(nic, replace(both, mode="zero-copy"))
+
+
+@pytest.mark.parametrize("transmit", [True, "socket"])
+def test_a_port_with_requests_receives_and_closes_as_any_other(pair: VethPair, transmit: bool) -> None:
+    """Its socket is made without libxdp: its rings and its end are the same."""
+    both = replace(SMALL, transmit=transmit, tx_metadata=("checksum",), rx_metadata=("arrival",))
+    for _ in range(3):
+        with sending(pair, both) as port, Source(pair.far, cpu=0) as source:
+            port.fill()
+            assert source.send(64).dropped == 0
+            assert wait_for(lambda port=port: port.ring_levels()["rx"] == 64)  # type: ignore[misc]
+            batch = port.receive(64)
+            assert batch.rx_metadata().has_arrival.all()
+            assert [packets.parse(packet.tobytes()) for packet in batch].count(None) == 0
+            with pytest.raises(ap.QueueBusyError), sending(pair, replace(both, bind_timeout=0)):
+                pass
+            port.pool.put(batch)
