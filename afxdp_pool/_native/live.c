@@ -188,7 +188,7 @@ static enum way choose(struct afp_port *port, uint32_t n, uint64_t now)
 {
 	struct afp_live *live = port->live;
 	int64_t left = __atomic_load_n(&live->ring->pools_left, __ATOMIC_RELAXED);
-	uint32_t under_way;
+	int32_t under_way;
 
 	if (n < (left > 0 && live->least < AFP_LIVE_LARGE ? AFP_LIVE_LARGE : live->least))
 		return BY_SOCKET;
@@ -202,10 +202,10 @@ static enum way choose(struct afp_port *port, uint32_t n, uint64_t now)
 		if (now - live->last_ns < AFP_LIVE_SELDOM_NS)
 			return BY_SOCKET;
 	}
-	/* What went by the socket leaves first. */
-	under_way = port_in_tx(port) - (live->ring->producer - live->home);
-	if (unlikely(under_way)) {
-		under_way -= afp_socket_complete(port, under_way);
+	/* What went by the socket leaves first. Less than none: a completion of what is still staged, by a kernel that lies. */
+	under_way = (int32_t)(port_in_tx(port) - (live->ring->producer - live->home));
+	if (unlikely(under_way > 0)) {
+		under_way -= (int32_t)afp_socket_complete(port, (uint32_t)under_way);
 		if (under_way && !live->waiting_ns)
 			live->waiting_ns = now;
 		if (under_way)

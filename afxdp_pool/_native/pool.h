@@ -155,8 +155,9 @@ struct afp_box {
 	uint32_t last; /* the slot posted to last, if any is used */
 	struct afp_pool *pool[AFP_BOX_POOLS];
 	struct afp_post *post[AFP_BOX_POOLS];
-	struct afp_pool *mine; /* the last pool found to be owned by this thread */
-	uint32_t cached;       /* frames put into its cache, not yet counted */
+	struct afp_pool *mine;   /* the last pool found to be owned by this thread */
+	struct afp_pool *direct; /* the same, if no post waits for it: of what is posted a second completion is none */
+	uint32_t cached;         /* frames put into its cache, not yet counted */
 };
 
 /* Not all of it need be cleared: the slots are not looked at before they are used. */
@@ -165,7 +166,7 @@ static inline void afp_box_open(struct afp_box *box, uint32_t room)
 	box->self = afp_self();
 	box->room = room;
 	box->used = 0;
-	box->mine = NULL;
+	box->mine = box->direct = NULL;
 	box->cached = 0;
 }
 
@@ -229,7 +230,7 @@ static inline uint64_t word_in_tx(const struct afp_pool *p, uint32_t port)
  */
 static inline bool afp_recycle_direct(struct afp_table *t, struct afp_box *box, uint32_t frame, uint64_t w, uint64_t expected)
 {
-	struct afp_pool *p = box->mine;
+	struct afp_pool *p = box->direct;
 
 	if (unlikely(w != expected || p->ncache == AFP_CACHE))
 		return false;
@@ -253,6 +254,7 @@ static inline enum afp_reason afp_go_home(struct afp_table *t, struct afp_box *b
 		if (unlikely(p != box->mine)) {
 			afp_box_count(box);
 			box->mine = p;
+			box->direct = atomic_load_explicit(&p->inbox, memory_order_relaxed) ? NULL : p;
 		}
 		word_store(t, frame, word_make(word_gen(w), 0, AFP_POOL, p->id, 0, 0));
 		if (likely(p->ncache < AFP_CACHE)) {

@@ -255,8 +255,8 @@ static enum afp_reason back_from_tx(struct afp_port *port, struct afp_box *box, 
 	struct afp_table *t = port->table;
 	uint64_t w = word_load(t, frame), next;
 
-	if (likely(box->mine &&
-		   afp_recycle_direct(t, box, frame, w, word_in_tx(box->mine, port->id) | (w & AFP_GEN_MASK))))
+	if (likely(box->direct &&
+		   afp_recycle_direct(t, box, frame, w, word_in_tx(box->direct, port->id) | (w & AFP_GEN_MASK))))
 		return AFP_OK;
 	if (unlikely(word_state(w) != AFP_TX))
 		return AFP_NOT_HELD;
@@ -290,15 +290,17 @@ static inline __attribute__((always_inline)) uint32_t come_home(struct afp_port 
 	uint32_t bad = 0, i;
 
 	afp_box_open(&box, n);
+#define FRAME_AT(i) frame_of(t, *(const uint64_t *)((const uint8_t *)ring + ((index + (i)) & mask) * stride))
 	for (i = 0; i < n; i++) {
-		uint32_t frame = frame_of(t, *(const uint64_t *)((const uint8_t *)ring + ((index + i) & mask) * stride));
+		uint32_t frame = FRAME_AT(i);
 		enum afp_reason reason = frame == AFP_NO_FRAME ? AFP_FOREIGN : back_from_tx(port, &box, frame);
 
 		if (unlikely(reason == AFP_NO_MEMORY))
 			break;
 		bad += reason != AFP_OK;
 	}
-	atomic_thread_fence(memory_order_acquire); /* as in afp_put() */
+	ACQUIRE_FRAMES(t, k, i, FRAME_AT(k));
+#undef FRAME_AT
 	afp_box_flush(&box);
 	bump(&port->stat[P_COMPLETED], i - bad);
 	if (unlikely(bad))

@@ -16,8 +16,7 @@ static void box_send(struct afp_box *box, uint32_t slot)
 		free(post);
 		return;
 	}
-	/* Others may have written to the frames before they let go of them. */
-	atomic_thread_fence(memory_order_acquire);
+	ACQUIRE_FRAMES(p->table, i, post->n, (uint32_t)post->entry[i]);
 	post->next = atomic_load_explicit(&p->inbox, memory_order_relaxed);
 	while (!atomic_compare_exchange_weak(&p->inbox, &post->next, post))
 		;
@@ -310,8 +309,7 @@ static __attribute__((noinline)) uint32_t put_any(struct afp_table *t, const str
 			afp_refuse(t, refused, i, descs[i].addr, reason);
 		i++;
 	}
-	/* Others may have written to the frames before they let go of them. */
-	atomic_thread_fence(memory_order_acquire);
+	ACQUIRE_FRAMES(t, k, n, frame_of(t, descs[k].addr));
 	afp_box_flush(&box);
 	return n - (refused->n - before);
 }
@@ -322,19 +320,20 @@ static __attribute__((noinline)) uint32_t put_any(struct afp_table *t, const str
  */
 static inline __attribute__((always_inline)) uint32_t put_cached(struct afp_table *t, const struct afp_desc **at, uint32_t n)
 {
+	const struct afp_desc *descs = *at;
 	struct afp_pool *p;
 	uint32_t left;
 
-	if (unlikely(!n || (*at)->addr >= t->size))
+	if (unlikely(!n || descs->addr >= t->size))
 		return n;
-	p = frame_owner(t, word_load(t, frame_of(t, (*at)->addr)));
+	p = frame_owner(t, word_load(t, frame_of(t, descs->addr)));
 	if (!p || !owned_by(p, afp_self()) || AFP_CACHE - p->ncache < n ||
 	    atomic_load_explicit(&p->inbox, memory_order_relaxed))
 		return n;
 	left = put_straight(t, p, at, n, p->cache + p->ncache);
 	p->ncache += n - left;
 	bump(&p->stat[S_CACHED], n - left);
-	atomic_thread_fence(memory_order_acquire); /* as in put_any() */
+	ACQUIRE_FRAMES(t, i, n - left, frame_of(t, descs[i].addr));
 	return left;
 }
 

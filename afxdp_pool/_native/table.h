@@ -182,6 +182,16 @@ static inline bool word_is(const _Atomic uint64_t *word, uint64_t frame, uint64_
 	return *(const uint64_t *)&word[frame] == w;
 #endif
 }
+/* Others may have written to frames before they let go of them: from here on that is seen. ThreadSanitizer knows no fences; it is
+ * told by a load of each frame's word, of `frame` for every `i` below `n`. */
+#if defined(__SANITIZE_THREAD__)
+#define ACQUIRE_FRAMES(t, i, n, frame)          \
+	for (uint32_t i = 0; i < (n); i++)      \
+		if ((frame) != AFP_NO_FRAME)    \
+	(void)atomic_load_explicit(&(t)->word[frame], memory_order_acquire)
+#else
+#define ACQUIRE_FRAMES(t, i, n, frame) atomic_thread_fence(memory_order_acquire)
+#endif
 /* The frame an address lies in, or AFP_NO_FRAME. The low bits are offset and headroom: addresses come back with them. */
 static inline uint32_t frame_of(const struct afp_table *t, uint64_t addr)
 {

@@ -84,6 +84,7 @@ static inline uint32_t put(struct afp_table *t, const struct afp_desc *descs, ui
 
 static inline int run_tests(const struct test *tests, int n, const char *only)
 {
+	setvbuf(stdout, NULL, _IOLBF, 0); /* what was well is told, however the next one ends */
 	for (int i = 0; i < n; i++) {
 		struct afp_table t;
 		void *area;

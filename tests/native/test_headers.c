@@ -133,6 +133,68 @@ static void what_was_filled_is_right(struct afp_table *table)
 	CHECK(right > 1000);
 }
 
+/* IPv4 with `size` bytes behind its header, as its length says. */
+static void ipv4(uint8_t *packet, uint8_t proto, uint32_t size)
+{
+	static const uint8_t head[] = {0x08, 0x00, 0x45, 0, 0, 0, 0, 0, 0, 0, 64};
+
+	memset(packet, 0, MOST);
+	memcpy(packet + 12, head, sizeof(head));
+	packet[17] = (uint8_t)(20 + size);
+	packet[23] = proto;
+}
+
+/* The packet is longer than its datagram: bytes behind that are none of the header's. */
+static void a_header_is_whole_or_not_there(struct afp_table *t)
+{
+	const struct {
+		enum afp_header kind;
+		uint8_t proto;
+		uint32_t size;
+	} kinds[] = {{AFP_TCP, 6, 20}, {AFP_UDP, 17, 8}, {AFP_ICMP, 1, 8}};
+	uint8_t area[MOST];
+	struct afp_desc desc = {0, MOST, 0, 0};
+	const struct afp_packets p = {&desc, area, MOST, 1};
+
+	(void)t;
+	for (int k = 0; k < 3; k++) {
+		for (uint32_t size = 0; size < 40; size++) {
+			ipv4(area, kinds[k].proto, size);
+			CHECK_EQ(afp_header_of(&p, 0, kinds[k].kind), size < kinds[k].size ? -1 : 34);
+		}
+	}
+}
+
+/* RFC 768: a sum that comes out as zero is sent as ones, since zero says that there is none. TCP's stays as it is. */
+static void a_udp_checksum_of_zero_is_sent_as_ones(struct afp_table *t)
+{
+	uint8_t area[MOST], good;
+	struct afp_desc desc = {0, MOST, 0, 0};
+	const struct afp_packets p = {&desc, area, MOST, 1};
+	uint32_t zeros = 0;
+
+	(void)t;
+	for (uint32_t word = 0; word <= UINT16_MAX; word++) {
+		ipv4(area, 17, 10);
+		area[39] = 10;
+		memcpy(area + 42, &word, 2);
+		CHECK_EQ(afp_checksum_fill(&p, 1u << AFP_UDP, NULL), 1);
+		CHECK(area[40] || area[41]);
+		zeros += area[40] == 0xff && area[41] == 0xff;
+		afp_checksum_verify(&p, 1u << AFP_UDP, &good);
+		CHECK_EQ(good, 1);
+	}
+	CHECK_EQ(zeros, 1);
+	zeros = 0;
+	for (uint32_t word = 0; word <= UINT16_MAX; word++) {
+		ipv4(area, 6, 22);
+		memcpy(area + 54, &word, 2);
+		CHECK_EQ(afp_checksum_fill(&p, 1u << AFP_TCP, NULL), 1);
+		zeros += !area[50] && !area[51];
+	}
+	CHECK_EQ(zeros, 1);
+}
+
 static void many_packets_are_taken_in_parts_with_their_masks(struct afp_table *t)
 {
 	enum { N = 200 };
@@ -155,6 +217,8 @@ static void many_packets_are_taken_in_parts_with_their_masks(struct afp_table *t
 static const struct test tests[] = {
 	{"no_header_is_read_or_written_outside_of_its_packet", no_header_is_read_or_written_outside_of_its_packet, 0},
 	{"what_was_filled_is_right", what_was_filled_is_right, 0},
+	{"a_header_is_whole_or_not_there", a_header_is_whole_or_not_there, 0},
+	{"a_udp_checksum_of_zero_is_sent_as_ones", a_udp_checksum_of_zero_is_sent_as_ones, 0},
 	{"many_packets_are_taken_in_parts_with_their_masks", many_packets_are_taken_in_parts_with_their_masks, 0},
 };
 

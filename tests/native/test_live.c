@@ -377,6 +377,7 @@ static void a_run_that_fails_is_tried_again_only_if_that_may_help(struct afp_tab
 static void runs_that_leave_pages_behind_become_few_and_then_none(struct afp_table *t)
 {
 	struct world *w = begin(t, 256, 0, 1);
+	uint64_t last;
 
 	w->ring->pools_left = 1;
 	CHECK_EQ(stage(w, AFP_LIVE_LARGE - 1, 60), AFP_LIVE_LARGE - 1);
@@ -386,10 +387,10 @@ static void runs_that_leave_pages_behind_become_few_and_then_none(struct afp_tab
 	CHECK_EQ(stage(w, AFP_LIVE_LARGE, 60), AFP_LIVE_LARGE);
 	kick(w);
 	CHECK_EQ(w->runs, 1);
-	w->live.last_ns = afp_now_ns();
+	w->live.last_ns = last = afp_now_ns();
 	CHECK_EQ(stage(w, AFP_LIVE_LARGE, 60), AFP_LIVE_LARGE);
 	kick(w);
-	CHECK(w->runs == 1 || afp_now_ns() - w->live.last_ns > AFP_LIVE_SELDOM_NS);
+	CHECK(w->runs == 1 || afp_now_ns() - last > AFP_LIVE_SELDOM_NS);
 	all_left(w);
 	w->ring->pools_left = AFP_LIVE_POOLS;
 	w->live.last_ns = 0;
@@ -433,6 +434,36 @@ static void what_the_socket_has_under_way_leaves_first(struct afp_table *t)
 	kick(w);
 	CHECK_EQ(w->runs, 1);
 	CHECK_EQ(fake_waiting(w->port, TX), 50);
+	end(w);
+}
+
+static int take_all(struct afp_live *live, uint32_t n, uint32_t longest)
+{
+	(void)longest;
+	live->ring->consumer += n;
+	live->ring->delivered += n;
+	return 0;
+}
+
+/* It is honoured, once, as of what went by the socket; nothing waits for it, and the frame's end by the other way is none. */
+static void a_completion_of_what_is_staged_is_a_lie(struct afp_table *t)
+{
+	struct world *w = begin(t, 64, 0, AFP_LIVE_LEAST);
+	struct afp_port_stats s;
+
+	afp_live_play(&w->live, take_all, NULL);
+	CHECK_EQ(stage(w, 50, 60), 50);
+	fake_comp(w->port, w->ring->desc[7].addr);
+	fake_comp(w->port, w->ring->desc[7].addr);
+	CHECK_EQ(completed(w), 1);
+	kick(w);
+	CHECK_EQ(stats(w).frames, 50);
+	CHECK_EQ(completed(w), 49);
+	CHECK_EQ(port_in_tx(w->port), 0);
+	afp_port_read_stats(w->port, &s);
+	CHECK_EQ(s.completion_bad, 2);
+	check_whole(t);
+	w->nout = w->next = 0;
 	end(w);
 }
 
@@ -648,7 +679,8 @@ static void whatever_happens_order_is_kept(struct afp_table *t)
 	}
 	w->ring->pools_left = 0;
 	all_left(w);
-	CHECK(stats(w).delivered > w->next / 20 && by_socket > w->next / 20);
+	/* Both ways were gone. How often depends on the clock, which runs on while others have the CPU. */
+	CHECK(stats(w).delivered > 100 && by_socket > 100);
 	end(w);
 }
 
@@ -695,6 +727,7 @@ static const struct test tests[] = {
 	{"a_run_that_fails_is_tried_again_only_if_that_may_help", a_run_that_fails_is_tried_again_only_if_that_may_help, 0},
 	{"runs_that_leave_pages_behind_become_few_and_then_none", runs_that_leave_pages_behind_become_few_and_then_none, 0},
 	{"what_the_socket_has_under_way_leaves_first", what_the_socket_has_under_way_leaves_first, 0},
+	{"a_completion_of_what_is_staged_is_a_lie", a_completion_of_what_is_staged_is_a_lie, 0},
 	{"a_full_stage_and_a_full_ring_are_counts", a_full_stage_and_a_full_ring_are_counts, 0},
 	{"clones_and_fragments_come_home_by_either_way", clones_and_fragments_come_home_by_either_way, 0},
 	{"frames_of_another_threads_pool_are_posted_to_it", frames_of_another_threads_pool_are_posted_to_it, 0},

@@ -261,6 +261,25 @@ static void references_are_kept_all_or_none(struct afp_table *t)
 	CHECK_EQ(afp_pool_destroy(p), 0);
 }
 
+static void a_quota_is_kept_to_the_frame(struct afp_table *t)
+{
+	struct afp_desc d[FRAMES];
+
+	for (uint32_t quota = 1; quota < 200; quota += 33) {
+		struct afp_pool *p = afp_pool_create(t, 64, quota);
+
+		CHECK_EQ(afp_pool_alloc(p, d, FRAMES), quota);
+		CHECK_EQ(stats_of(p).hold_cnt, quota);
+		CHECK_EQ(stats_of(p).alloc_quota, 1);
+		CHECK_EQ(afp_pool_alloc(p, d, 1), 0);
+		CHECK_EQ(t->nfree, FRAMES - quota);
+		CHECK_EQ(put(t, d, quota), quota);
+		CHECK_EQ(afp_pool_alloc(p, d, FRAMES), quota);
+		CHECK_EQ(put(t, d, quota), quota);
+		CHECK_EQ(afp_pool_destroy(p), 0);
+	}
+}
+
 static const struct test tests[] = {
 	{"alloc_and_put_at_every_size", alloc_and_put_at_every_size, 0},
 	{"hold_and_release_wrap", hold_and_release_wrap, 0},
@@ -271,6 +290,7 @@ static const struct test tests[] = {
 	{"a_post_that_waits_forbids_every_other_use", a_post_that_waits_forbids_every_other_use, 0},
 	{"a_late_post_to_a_dead_pool_waits_for_its_heir_and_is_refused", a_late_post_to_a_dead_pool_waits_for_its_heir_and_is_refused, 0},
 	{"a_box_serves_more_pools_than_it_has_slots", a_box_serves_more_pools_than_it_has_slots, 0},
+	{"a_quota_is_kept_to_the_frame", a_quota_is_kept_to_the_frame, 0},
 	{"references_count_to_4095", references_count_to_4095, 0},
 	{"references_are_kept_all_or_none", references_are_kept_all_or_none, 0},
 	{"a_closed_pool_cannot_be_bound_or_used", a_closed_pool_cannot_be_bound_or_used, 0},

@@ -140,6 +140,35 @@ static void anothers_frame_is_no_packet_of_ours(struct afp_table *t)
 	CHECK_EQ(afp_pool_destroy(p), 0);
 }
 
+/* The first completion came while nobody owned the pool, and waits in its inbox; the second comes to the owner. */
+static void a_completion_that_is_posted_is_not_honoured_again(struct afp_table *t)
+{
+	struct afp_pool *p = afp_pool_create(t, 64, 0);
+	struct afp_port *port = fake_port(t, p, 64, 16);
+	struct afp_port_stats s;
+	struct afp_desc d[4];
+
+	CHECK_EQ(afp_pool_alloc(p, d, 4), 4);
+	for (int i = 0; i < 4; i++)
+		d[i].len = 60;
+	CHECK_EQ(transmit(port, d, 4), 4);
+	CHECK_EQ(afp_pool_unbind(p), 0);
+	fake_comp(port, d[0].addr);
+	CHECK_EQ(afp_port_complete(port, 64), 1);
+	CHECK_EQ(afp_pool_bind(p), 0);
+	fake_comp(port, d[1].addr);
+	fake_comp(port, d[0].addr);
+	fake_comp(port, d[2].addr);
+	fake_comp(port, d[3].addr);
+	CHECK_EQ(afp_port_complete(port, 64), 3);
+	afp_port_read_stats(port, &s);
+	CHECK_EQ(s.completion_bad, 1);
+	check_whole(t);
+	CHECK_EQ(afp_pool_collect(p), 1);
+	afp_port_free(port);
+	CHECK_EQ(afp_pool_destroy(p), 0);
+}
+
 static void what_the_kernel_would_refuse_is_refused_here(struct afp_table *t)
 {
 	struct afp_pool *p = afp_pool_create(t, 64, 0);
@@ -202,6 +231,37 @@ static void clones_come_home_by_any_way(struct afp_table *t)
 	}
 	for (int i = 0; i < 3; i++)
 		afp_port_free(port[i]);
+	CHECK_EQ(afp_pool_destroy(p), 0);
+}
+
+/* Who has how many clones is counted in a byte, port by port. */
+static void a_port_takes_255_clones_of_one_frame(struct afp_table *t)
+{
+	struct afp_pool *p = afp_pool_create(t, 64, 0);
+	struct afp_port *port[2] = {fake_port(t, p, 512, 8), fake_port(t, p, 512, 8)};
+	struct afp_refusals refused = {0};
+	struct afp_desc d;
+
+	CHECK_EQ(afp_pool_alloc(p, &d, 1), 1);
+	d.len = 60;
+	for (int i = 0; i < 600; i++)
+		CHECK_EQ(afp_ref(t, &d, 1, &refused), 1);
+	for (int i = 0; i < 2; i++) {
+		for (int n = 0; n < 255; n++)
+			CHECK_EQ(transmit(port[i], &d, 1), 1);
+		refused.n = 0;
+		CHECK_EQ(afp_port_transmit(port[i], &d, 1, &refused), 0);
+		CHECK_EQ(refused.item[0].reason, AFP_TOO_MANY_REFS);
+	}
+	check_whole(t);
+	CHECK_EQ(fake_send(port[0]), 255);
+	CHECK_EQ(afp_port_complete(port[0], 512), 255);
+	CHECK_EQ(transmit(port[0], &d, 1), 1);
+	for (int i = 0; i < 2; i++)
+		afp_port_free(port[i]);
+	for (int i = 0; i < 90; i++)
+		CHECK_EQ(put(t, &d, 1), 1);
+	CHECK_EQ(put(t, &d, 1), 0);
 	CHECK_EQ(afp_pool_destroy(p), 0);
 }
 
@@ -381,8 +441,10 @@ static const struct test tests[] = {
 	{"full_rings_are_counts", full_rings_are_counts, 0},
 	{"every_lie_is_counted_and_harmless", every_lie_is_counted_and_harmless, 0},
 	{"anothers_frame_is_no_packet_of_ours", anothers_frame_is_no_packet_of_ours, 0},
+	{"a_completion_that_is_posted_is_not_honoured_again", a_completion_that_is_posted_is_not_honoured_again, 0},
 	{"what_the_kernel_would_refuse_is_refused_here", what_the_kernel_would_refuse_is_refused_here, 0},
 	{"clones_come_home_by_any_way", clones_come_home_by_any_way, 0},
+	{"a_port_takes_255_clones_of_one_frame", a_port_takes_255_clones_of_one_frame, 0},
 	{"closing_reclaims_all_and_only_its_own", closing_reclaims_all_and_only_its_own, 0},
 	{"a_pool_may_close_before_its_ports", a_pool_may_close_before_its_ports, 0},
 	{"fill_is_wanted_in_bulk_but_never_left_empty", fill_is_wanted_in_bulk_but_never_left_empty, 0},

@@ -103,6 +103,39 @@ static void what_does_not_fit_is_dropped_and_counted(struct afp_table *t)
 	CHECK_EQ(afp_pool_destroy(p), 0);
 }
 
+/* What is left between the last block and the first not taken is too short by a few bytes. */
+static void a_block_that_nearly_fits_overwrites_nothing(struct afp_table *t)
+{
+	struct afp_pool *p = afp_pool_create(t, 64, 0);
+	struct afp_port *port = fake_port(t, p, 64, 64);
+	uint8_t data[RING], out[RING];
+	uint32_t starts[RING / OVERHEAD + 1];
+	struct afp_desc d[64];
+
+	for (uint32_t len = 60; len < 124; len += 4) {
+		const uint32_t block = OVERHEAD + len, fit = RING / block;
+		struct afp_tap_ring ring = ring_of(data, len * 7);
+		struct afp_tap tap = {&ring, 0, 0, 4096, 1 << AFP_IN, 0, 0, 0, 0};
+
+		afp_port_set_tap(port, &tap);
+		CHECK(afp_port_fill(port, 64) >= 40);
+		fake_deliver(t, port, 40, len, 1);
+		CHECK_EQ(afp_port_receive(port, d, 64), 40);
+		CHECK_EQ(tap.taken, fit < 40 ? fit : 40);
+		CHECK_EQ(tap.taken + tap.dropped, 40);
+		CHECK_EQ(afp_tap_take(&ring, out, sizeof(out)), tap.taken * block);
+		CHECK_EQ(afp_tap_walk(out, tap.taken * block, starts), tap.taken);
+		for (uint32_t i = 0; i < tap.taken; i++) {
+			CHECK_EQ(word(out + starts[i] + 4), block);
+			CHECK_EQ(out[starts[i] + 28], (uint8_t)(1 + i));
+		}
+		afp_port_set_tap(port, NULL);
+		CHECK_EQ(put(t, d, 40), 40);
+	}
+	afp_port_free(port);
+	CHECK_EQ(afp_pool_destroy(p), 0);
+}
+
 static int over;
 
 /* Takes a tap of its own on and off, and lets its memory go each time. */
@@ -163,6 +196,7 @@ static void a_tap_comes_off_while_its_port_works(struct afp_table *t)
 static const struct test tests[] = {
 	{"blocks_are_whole_across_the_wrap", blocks_are_whole_across_the_wrap, 0},
 	{"what_does_not_fit_is_dropped_and_counted", what_does_not_fit_is_dropped_and_counted, 0},
+	{"a_block_that_nearly_fits_overwrites_nothing", a_block_that_nearly_fits_overwrites_nothing, 0},
 	{"a_tap_comes_off_while_its_port_works", a_tap_comes_off_while_its_port_works, 0},
 };
 
