@@ -99,7 +99,7 @@ class _Knob:
 
     @classmethod
     def read(cls, note: Any) -> _Knob:
-        """From a file. Raises KeyError, TypeError, ValueError, when it is something else."""
+        """From a file. Raises KeyError, TypeError, ValueError, OverflowError, when it is something else."""
         holders = [
             _Holder(Owner(*map(int, holder["owner"])) if holder["owner"] else None, int(holder["n"]), holder["value"])
             for holder in note["holders"]
@@ -374,7 +374,7 @@ def _find(netdev: str, netns: str | None) -> _Place:
 def _read(page: str) -> list[_Knob]:
     try:
         return [_Knob.read(note) for note in (_files.read(page) or {"knobs": ()})["knobs"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         log.warning("%s is not understood, and left out of account: %s", _files.path(page), error)
         return []
 

@@ -7,6 +7,7 @@ that is not bound, so it may lack some.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -95,7 +96,8 @@ def parse(body: bytes) -> SocketSeen:
         length, kind = struct.unpack_from("=HH", body, at)
         if not 4 <= length <= len(body) - at:
             break
-        seen = _with(seen, kind, body[at + 4 : at + length])
+        with contextlib.suppress(struct.error):  # shorter than its kind is: not told
+            seen = _with(seen, kind, body[at + 4 : at + length])
         at += (length + 3) & ~3
     return seen
 

@@ -63,7 +63,7 @@ class StateDirectory:
                     _ours(fd, self.path(name), stat.S_ISREG)
                     note = json.loads(os.read(fd, _LARGEST))
                 return note["state"] if note["boot"] == _boot() else None
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 if isinstance(error, FileNotFoundError):
                     raise
                 log.warning("%s is not believed: %s", self.path(name), error)

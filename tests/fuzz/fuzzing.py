@@ -1,4 +1,4 @@
-"""Fuzzing: each fuzz_*.c of this directory, built with libFuzzer and the sanitizers, and parsers.py, by atheris.
+"""Fuzzing: each fuzz_*.c of this directory, built with libFuzzer and the sanitizers, and readers.py, by atheris.
 
 What each of them feeds to the engine, and what has to hold, is said in its source. An input that breaks it is left in
 build/, and replayed by  tests/fuzz/build/fuzz_NAME FILE.  Inputs that reach something new are kept in build/found/, and
@@ -30,7 +30,7 @@ FLAGS = [
     *(f"-I{NATIVE}", f"-I{HERE.parent / 'native'}", f"-I{HERE}"),
 ]
 NAMES = sorted(path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.c"))
-#: What Python reads, in parsers.py, is one more.
+#: What Python reads, readers.py, is one more.
 PARSERS = "parsers"
 #: Bytes of an input at most: some hundred steps of a program.
 LONGEST = 1024

@@ -73,6 +73,12 @@ def test_a_message_cut_off_tells_less(length: int) -> None:
     assert seen.umem is None or seen.umem.size == 1 << 25
 
 
+@pytest.mark.parametrize("kind", range(1, 10))
+def test_an_attribute_shorter_than_its_kind_tells_nothing(kind: int) -> None:
+    body = WHOLE[16:32] + attribute(kind, b"x") + attribute(2, struct.pack("=I", 1000))
+    assert sockets.parse(body) == replace(SocketSeen(77), uid=1000)
+
+
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.EINVAL])
 def test_a_kernel_without_xdp_diag(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def refuse(*_: object) -> Iterator[bytes]:
