@@ -8,10 +8,12 @@ page_pool's memory provider (include/net/page_pool/memory_provider.h).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import logging
 import mmap
 import os
+import weakref
 from typing import Protocol
 
 from afxdp_pool.errors import MemoryLimitError
@@ -21,6 +23,11 @@ log = logging.getLogger("afxdp_pool")
 HUGE_PAGE = 2 << 20
 _MAP_HUGETLB = 0x40000  # asm-generic/mman-common.h; mmap gains the name in Python 3.13
 _MADV_DONTFORK = 10
+_MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x4000, 0x100000
+
+
+#: Mappings that a forked child does not have, with where they are.
+_not_inherited: weakref.WeakKeyDictionary[mmap.mmap, tuple[int, int]] = weakref.WeakKeyDictionary()
 
 
 class Memory(Protocol):
@@ -44,9 +51,11 @@ class Memory(Protocol):
 
 
 class _Mapping:
-    """A mapping and what it is made of."""
+    """A mapping, which no forked child has, and what it is made of."""
 
     def __init__(self, buffer: mmap.mmap, description: str) -> None:
+        buffer.madvise(_MADV_DONTFORK)
+        _not_inherited[buffer] = ctypes.addressof(ctypes.c_char.from_buffer(buffer)), len(buffer)
         self.buffer = buffer
         self.description = description
 
@@ -78,7 +87,6 @@ class AnonymousMemory(_Mapping):
                 errno=getattr(error, "errno", 0) or 0,
                 hint="ask for fewer frames",
             ) from error
-        buffer.madvise(_MADV_DONTFORK)
         super().__init__(buffer, "4 KB pages")
 
 
@@ -99,7 +107,6 @@ class HugePageMemory(_Mapping):
                 f"{pages} huge pages of 2 MB are needed and there are not so many free",
                 hint=f"to have them: sysctl vm.nr_hugepages={pages}",
             ) from error
-        buffer.madvise(_MADV_DONTFORK)
         super().__init__(buffer, "2 MB pages")
 
 
@@ -140,7 +147,6 @@ class SharedMemory(_Mapping):
                 errno=getattr(error, "errno", 0) or 0,
                 hint=f"have more: sysctl vm.nr_hugepages={size // page}" if huge_pages else "ask for fewer frames",
             ) from error
-        buffer.madvise(_MADV_DONTFORK)
         super().__init__(buffer, f"{'2 MB' if huge_pages else '4 KB'} pages, shared")
 
     def close(self) -> None:
@@ -190,3 +196,25 @@ def best_memory(size: int, *, huge_pages: bool, prefault: bool) -> Memory:
         except MemoryLimitError as error:
             log.warning("%s; using 4 KB pages", error)
     return AnonymousMemory(size, prefault=prefault)
+
+
+def _in_child() -> None:
+    """Put zeros where the parent's frames are.
+
+    Whoever still looks there finds nothing, and is not killed. Without them the place would be given to other memory of
+    the child's, which would go when Python drops the child's copy of the parent's mapping.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED_NOREPLACE
+    for buffer, (address, size) in list(_not_inherited.items()):
+        if not buffer.closed:
+            got = libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+            if got not in (address, ctypes.c_void_p(-1).value):  # before Linux 4.17 the place is but a wish
+                libc.munmap(got, size)
+    _not_inherited.clear()  # a child of the child's inherits the zeros
+
+
+os.register_at_fork(after_in_child=_in_child)

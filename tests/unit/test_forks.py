@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import mmap
 import os
 import signal
 import threading
@@ -14,11 +16,29 @@ import pytest
 from bench import DEADLINE, forwarding, numbered
 from support import until
 
-from afxdp_pool import DROP, Batch, PoolClosedError, Umem, Workers
+from afxdp_pool import (
+    DROP,
+    Batch,
+    BpfMemory,
+    FramePool,
+    PoolClosedError,
+    PrivilegeError,
+    SharedMemory,
+    Umem,
+    Workers,
+)
 from afxdp_pool.capture import Capture
+from afxdp_pool.memory import AnonymousMemory, Memory
 from afxdp_pool.metrics import serve
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+
+def bpf_memory(size: int) -> Memory:
+    try:
+        return BpfMemory(size)
+    except PrivilegeError:
+        pytest.skip("needs CAP_BPF")
 
 
 def in_child(act: Callable[[], object]) -> None:
@@ -74,6 +94,43 @@ def test_a_child_leaves_the_blocks_of_a_running_forwarder(many: bool, tmp_path: 
         runner.close()
         forwarder.close()
         held.close()
+
+
+@pytest.mark.parametrize("made", [AnonymousMemory, SharedMemory, bpf_memory], ids=lambda made: made.__name__)
+def test_a_child_sees_zeros_in_place_of_frames(made: Callable[[int], Memory]) -> None:
+    size = 512 * 4096
+    with Umem(512, memory=made(size)) as umem, FramePool(umem) as pool:
+        batch = pool.write([b"parent"] * 4)
+        seen = batch[0]
+
+        def look() -> None:
+            assert bytes(seen) == bytes(6)
+            seen[:] = 1
+            umem.data[:] = 2
+
+        in_child(look)
+        assert bytes(seen) == b"parent"
+        pool.put(batch)
+        umem.audit().check(idle=True)
+
+
+def test_a_childs_own_memory_is_not_unmapped_with_its_parents() -> None:
+    umem = Umem(4096)
+    view = umem.data[:1]  # as who closed the Umem, but kept an array
+    size = umem.data.nbytes
+    umem.close()
+    held = [umem, view]
+    del umem, view
+
+    def allocate() -> None:
+        mappings = [mmap.mmap(-1, size // 8) for _ in range(64)]  # some would lie where the frames were
+        for mapping in mappings:
+            mapping[:] = b"1" * len(mapping)
+        held.clear()
+        gc.collect()
+        assert all(mapping[:] == b"1" * len(mapping) for mapping in mappings)
+
+    in_child(allocate)
 
 
 def test_in_a_child_all_is_closed() -> None:
