@@ -7,10 +7,10 @@ Nothing outside the lab is touched, and the lab is gone afterwards.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import afxdp_pool as ap
@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 # A small Umem, so that the picture shows single frames.
 FRAMES = 768
 SETTINGS = ap.PortConfig(fill_size=1024, fill_level=512, rx_size=512, tx_size=256, comp_size=256)
-SAMPLE_EVERY = 0.02
+SAMPLE_EVERY, PATIENCE = 0.02, 20.0  # seconds
 
 
 def say(text: str = "") -> None:
@@ -31,17 +31,39 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def watch(forwarder: ap.Runner, title: str, seconds: float, load: Callable[[], None]) -> tuple[ap.Report, Recorder]:
-    """Run the forwarder in its thread and `load` beside it, while every frame's state is recorded."""
+def watch(
+    forwarder: ap.Runner, title: str, seconds: float, source: Source | None = None, rate: float | None = None
+) -> tuple[ap.Report, int, Recorder]:
+    """Run the forwarder in its thread and a source beside it, while every frame's state is recorded.
+
+    Returns also how many packets came from the source. However slow the machine is, the forwarder runs until all of
+    them are received or counted as lost; if they never are, it ends some seconds later, and what is printed says so.
+    """
     recorder = Recorder(forwarder.umem, title)
     forwarder.start()
-    load()
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    end, sent = time.monotonic() + seconds, 0
+    if source is not None:
+        source.start(rate=rate, seconds=seconds - 0.6)
+
+    def to_come() -> bool:
+        nonlocal source, sent
+        if source is not None:
+            with contextlib.suppress(TimeoutError):
+                sent, source = source.wait(0).delivered, None
+        report = forwarder.snapshot()
+        return source is not None or report.received + lost(report) < sent
+
+    while (now := time.monotonic()) < end or (to_come() and now < end + PATIENCE):
         recorder.sample()
         time.sleep(SAMPLE_EVERY)
     forwarder.stop()
-    return forwarder.join(), recorder
+    return forwarder.join(), sent, recorder
+
+
+def lost(report: ap.Report) -> int:
+    """Packets that the kernel dropped, and counted, because the engine was too slow for them."""
+    kernel = report.ports[0].kernel
+    return kernel.rx_dropped + kernel.rx_ring_full
 
 
 def settle(forwarder: ap.Runner, recorder: Recorder) -> None:
@@ -75,13 +97,11 @@ def main() -> int:
 
         say(f"\n[1] drop: as fast as the source can, {seconds:.0f} s, 64 bytes")
         with ap.drop(left.near.name, options=options) as forwarder, Source(left.far) as source:
-            report, recording = watch(forwarder, "drop", seconds, lambda: source.start(seconds=seconds - 0.6))
-            sent = source.wait(10)
-            kernel = report.ports[0].kernel
-            lost = kernel.rx_dropped + kernel.rx_ring_full
-            say(f"    source:  {sent.delivered:,} packets in {sent.seconds:.2f} s, {sent.rate / 1e6:.2f} Mpps")
-            say(f"    engine:  {report.received:,} received and recycled; {lost:,} dropped and counted by the kernel")
-            say(f"    adds up: {report.received + lost == sent.delivered}")
+            report, sent, recording = watch(forwarder, "drop", seconds, source)
+            say(f"    source:  {sent:,} packets, {sent / (seconds - 0.6) / 1e6:.2f} Mpps")
+            dropped = f"{lost(report):,} dropped and counted by the kernel"
+            say(f"    engine:  {report.received:,} received and recycled; {dropped}")
+            say(f"    adds up: {report.received + lost(report) == sent}")
             settle(forwarder, recording)
             recordings.append(recording)
 
@@ -92,15 +112,13 @@ def main() -> int:
             ap.forward(left.near.name, right.near.name, options=options) as forwarder,
             Source(left.far) as source,
         ):
-            report, recording = watch(
-                forwarder, "forward", seconds, lambda: source.start(rate=rate, seconds=seconds - 0.6)
-            )
-            sent = source.wait(10)
+            report, sent, recording = watch(forwarder, "forward", seconds, source, rate)
             seen = sink.report()
-            say(f"    source:  {sent.delivered:,} packets")
-            say(f"    engine:  {report.sent:,} forwarded, {report.completed:,} completed")
+            say(f"    source:  {sent:,} packets")
+            dropped = f"; {lost(report):,} dropped and counted by the kernel" if lost(report) else ""
+            say(f"    engine:  {report.sent:,} forwarded, {report.completed:,} completed{dropped}")
             say(
-                f"    sink:    {seen.packets:,} packets: lost {seen.missing(sent.delivered)}, "
+                f"    sink:    {seen.packets:,} packets: lost {seen.missing(sent)}, "
                 f"duplicate {seen.duplicate}, reordered {seen.reordered}, corrupt {seen.corrupt}"
             )
             settle(forwarder, recording)
@@ -112,7 +130,7 @@ def main() -> int:
             (packets.build(256, addresses=addresses),), sequence_at=packets.SEQUENCE_AT, checksum_at=packets.CHECKSUM_AT
         )
         with Sink(right.far) as sink, ap.transmit(right.near.name, template, options=options) as forwarder:
-            report, recording = watch(forwarder, "tx", seconds, lambda: None)
+            report, _, recording = watch(forwarder, "tx", seconds)
             dropped = right.near.counters().get("tx_dropped", 0)
             seen = sink.wait(report.sent - dropped)
             say(f"    engine:  {report}")
