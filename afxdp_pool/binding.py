@@ -34,6 +34,8 @@ from afxdp_pool.program import XdpProgram
 
 #: Fragments of a socket buffer, where the kernel does not tell (CONFIG_MAX_SKB_FRAGS).
 MAX_SKB_FRAGS = 17
+#: Drivers for which the kernel makes fragments of all of a packet's frames (IFF_TX_SKB_NO_LINEAR); it does not say so.
+NO_HEAD = ("virtio_net",)
 
 _names: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # of native_config()
 
@@ -91,7 +93,8 @@ def max_frames(c: PortConfig, where: netdevs.Netdev | None, *, zero_copy: bool) 
     """Most frames of a packet that the kernel, or the driver, sends: more would be dropped, and their frames kept.
 
     A socket that copies makes a socket buffer of the packet, with one frame as its head and the others as fragments
-    (xsk_build_skb(), net/xdp/xsk.c); a zero-copy driver tells its most segments (xdp-zc-max-segs, netdev.yaml).
+    (xsk_build_skb(), net/xdp/xsk.c), or for some drivers all as fragments (xsk_build_skb_zerocopy()). A driver tells
+    its most segments in zero-copy (xdp-zc-max-segs, netdev.yaml).
     """
     if not c.multi_buffer:
         return 1
@@ -102,7 +105,7 @@ def max_frames(c: PortConfig, where: netdevs.Netdev | None, *, zero_copy: bool) 
         fragments = int(Path("/proc/sys/net/core/max_skb_frags").read_text())
     except (OSError, ValueError):  # another network namespace's /proc does not have it
         fragments = MAX_SKB_FRAGS
-    return fragments + 1
+    return fragments if where is not None and where.driver in NO_HEAD else fragments + 1
 
 
 def open_error(name: str, driver: str, config: PortConfig, code: int, stage: int) -> AfXdpError:

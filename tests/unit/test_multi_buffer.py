@@ -40,8 +40,10 @@ from afxdp_pool import (
     compiled,
     per_packet,
 )
+from afxdp_pool.binding import max_frames
 from afxdp_pool.chain import CONTD
 from afxdp_pool.handlers import Handler
+from afxdp_pool.netdev import Netdev
 from afxdp_pool.testing.rings import FakeKernel
 
 MULTI = replace(SMALL, multi_buffer=True)
@@ -573,3 +575,11 @@ def test_what_is_known_of_a_packet_is_that_of_all_its_frames(pool: FramePool) ->
         assert batch.rx_metadata().hash.tolist() == [number, number, 0]
         assert [batch.whole(i) for i in range(3)] == [content(3 * ROOM), content(64), content(2 * ROOM)]
         pool.put(batch)
+
+
+def test_a_socket_that_copies_sends_one_frame_less_where_none_is_the_head() -> None:
+    """virtio_net has all frames as fragments; the kernel drops a packet of one more, and keeps its frames."""
+    config = PortConfig(multi_buffer=True)
+    plain, virtio = (Netdev("eth1", 1, bytes(6), 9000, True, driver, 1, 1) for driver in ("veth", "virtio_net"))
+    assert max_frames(config, virtio, zero_copy=False) == max_frames(config, plain, zero_copy=False) - 1
+    assert max_frames(PortConfig(), virtio, zero_copy=False) == 1
