@@ -174,7 +174,7 @@ def test_systemd_passes_something_else(tmp_path: Path) -> None:
 
 def test_without_systemd_nothing_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_FDS", "1")
-    monkeypatch.setenv("LISTEN_PID", "1")
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid() + 1))
     assert passed_listener() is None
     monkeypatch.delenv("LISTEN_PID")
     assert passed_listener() is None
