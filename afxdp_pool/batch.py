@@ -406,6 +406,8 @@ class Batch(calls.Descs, HeaderAccess, RequestAccess, Chained):
 
     def frames(self, frame_size: int) -> list[int]:
         """The number of the frame each packet lies in, given the Umem's frame size."""
+        if self.umem is not None and self.umem.config.unaligned:
+            return [self.umem.config.frame_at(addr) for addr in self.addr.tolist()]
         return [addr // frame_size for addr in self.addr.tolist()]
 
     def copy(self) -> Batch:
@@ -430,7 +432,10 @@ class Batch(calls.Descs, HeaderAccess, RequestAccess, Chained):
         self._look(index % self._count, 1)
         start = int(self._descs["addr"][index])
         end = start + len(content)
-        if end > len(self.data) or (self.frame_size and start % self.frame_size + len(content) > self.frame_size):
+        offset = start % self.frame_size if self.frame_size else 0
+        if self.umem is not None and self.umem.config.unaligned:
+            offset = self.umem.config.offset_in_frame(start)
+        if end > len(self.data) or (self.frame_size and offset + len(content) > self.frame_size):
             raise InvalidDescriptorError(f"{len(content)} bytes at {start:#x} reach beyond their frame")
         self.data[start : start + len(content)] = content
         self._descs["len"][index] = len(content)

@@ -29,7 +29,7 @@ class Callbacks:
         init: Callable[[Batch], object] | None,
         event: Callable[[str, npt.NDArray[np.uint32]], object] | None,
     ) -> None:
-        self._data, self._frame_size, self._headroom = umem.data, umem.frame_size, umem.config.headroom
+        self._data, self._config = umem.data, umem.config
         self._init, self._event = init, event
         self._calling = umem._in_callback
         self.failed: BaseException | None = None
@@ -41,9 +41,10 @@ class Callbacks:
         try:
             if event == 0 and self._init is not None:
                 descs = np.zeros(len(frames), DESC)
-                descs["addr"] = frames.astype(np.uint64) * np.uint64(self._frame_size) + np.uint64(self._headroom)
-                descs["len"] = self._frame_size - self._headroom
-                self._init(Batch(descs, self._data, frame_size=self._frame_size))
+                config = self._config
+                descs["addr"] = config.start_of(frames.astype(np.int64)) + config.headroom
+                descs["len"] = config.frame_size - config.headroom
+                self._init(Batch(descs, self._data, frame_size=0 if config.unaligned else config.frame_size))
             if self._event is not None:
                 self._event("release" if event else "hold", frames)
         except BaseException as error:  # C is calling: it is raised by the next call from Python

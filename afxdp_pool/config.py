@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from afxdp_pool.errors import ConfigError, FrameSizeError, RingSizeError
 
 FRAME_SIZES = (2048, 4096)
+#: Unaligned frames are cut out of blocks of this size, a huge page's.
+BLOCK = 2 << 20
 #: Room the kernel puts in front of every received packet (XDP_PACKET_HEADROOM, include/uapi/linux/bpf.h).
 PACKET_HEADROOM = 256
 #: What a frame must leave for a packet beside its headroom: skb_shared_info and a smallest Ethernet frame
@@ -49,10 +51,11 @@ class UmemConfig:
 
     Attributes:
         frames: number of frames.
-        frame_size: bytes a frame, 2048 or 4096.
+        frame_size: bytes a frame, 2048 or 4096; unaligned, any number from 2048 to 4096.
         headroom: bytes kept free at the start of each frame, before the kernel's own 256.
         huge_pages: ask for 2 MB pages; falls back to 4 KB pages with a warning when there are too few.
         prefault: touch the memory now, not when the first port registers it.
+        unaligned: frames that are no power of two (XDP_UMEM_UNALIGNED_CHUNK_FLAG); see docs/large-packets.md.
 
     Raises:
         FrameSizeError: the kernel would refuse the frame size or headroom.
@@ -64,13 +67,15 @@ class UmemConfig:
     headroom: int = 0
     huge_pages: bool = False
     prefault: bool = False
+    unaligned: bool = False
 
     def __post_init__(self) -> None:
-        if self.frame_size not in FRAME_SIZES:
-            raise FrameSizeError(
-                f"a frame of {self.frame_size} bytes is not possible",
-                hint="the kernel takes aligned frames of 2048 or 4096 bytes",
-            )
+        least, most = FRAME_SIZES
+        if not (least <= self.frame_size <= most if self.unaligned else self.frame_size in FRAME_SIZES):
+            hint = f"the kernel takes aligned frames of {least} or {most} bytes"
+            if least < self.frame_size < most:
+                hint += ", and with unaligned=True any size between"
+            raise FrameSizeError(f"a frame of {self.frame_size} bytes is not possible", hint=hint)
         limit = self.frame_size - PACKET_HEADROOM - FRAME_RESERVE
         if not 0 <= self.headroom <= limit:
             raise FrameSizeError(
@@ -80,6 +85,36 @@ class UmemConfig:
             )
         if not 1 <= self.frames < 1 << 32:
             raise ConfigError(f"{self.frames} frames are not possible", hint="choose 1 to 2^32 - 1 frames")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the memory. Unaligned frames begin anew every 2 MB, so that none crosses a huge page's end."""
+        blocks, rest = divmod(self.frames, self._in_block)
+        return blocks * BLOCK + rest * self.frame_size if self.unaligned else self.frames * self.frame_size
+
+    @property
+    def _in_block(self) -> int:
+        return BLOCK // self.frame_size
+
+    def frame_at(self, addr: Any) -> Any:
+        """The number of the frame that these bytes of the memory lie in: an int, or an array of them."""
+        return self._place(addr)[0]
+
+    def offset_in_frame(self, addr: int) -> int:
+        """How far that byte is from its frame's first."""
+        return int(self._place(addr)[1])
+
+    def _place(self, addr: Any) -> tuple[Any, Any]:
+        if not self.unaligned:
+            return addr // self.frame_size, addr % self.frame_size
+        within = addr % BLOCK
+        return addr // BLOCK * self._in_block + within // self.frame_size, within % self.frame_size
+
+    def start_of(self, frame: Any) -> Any:
+        """Where that frame begins, bytes into the memory: of an int, or an array of them."""
+        if not self.unaligned:
+            return frame * self.frame_size
+        return frame // self._in_block * BLOCK + frame % self._in_block * self.frame_size
 
     @property
     def max_packet(self) -> int:

@@ -347,7 +347,7 @@ class Frame:
     @property
     def number(self) -> int:
         """The number of its frame in the Umem."""
-        return self.addr // self.batch.frame_size
+        return self.batch.frames(self.batch.frame_size)[0]
 
     @property
     def port(self) -> Port | None:

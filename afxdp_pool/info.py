@@ -157,7 +157,7 @@ def make_info(umem: Umem, ports: Sequence[Port], forwarders: Sequence[Forwarder]
     for place in (port.place for port in there):
         if place is not None:
             places.setdefault((place.netns, place.name), place)
-    size, registrations = umem.frames * umem.frame_size, sum(port.fileno() >= 0 for port in umem._ports)
+    size, registrations = umem.config.size, sum(port.fileno() >= 0 for port in umem._ports)
     return Info(
         tuple(port.info for port in there),
         tuple(_xdp_info(program) for program in programs),

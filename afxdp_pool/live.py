@@ -62,6 +62,8 @@ def unfit(umem: Umem) -> Refused | None:
     memory = umem.memory
     if not isinstance(memory, BpfMemory):
         return Refused("the Umem's memory is no BPF array map; make it with memory=BpfMemory(bytes)", chosen=True)
+    if umem.config.unaligned:
+        return Refused("frames are no power of two", chosen=True)
     if len(umem.data) > LARGEST_UMEM:
         return Refused(f"the Umem is larger than the {LARGEST_UMEM >> 20} MB a BPF program can reach", chosen=True)
     if not os.path.exists("/sys/kernel/btf/vmlinux"):

@@ -32,7 +32,7 @@ from afxdp_pool.errors import (
 )
 from afxdp_pool.lease import Connection, Lease, MapLease, connect
 from afxdp_pool.live import LiveTransmit, Refused, unfit
-from afxdp_pool.memory import SharedMemory
+from afxdp_pool.memory import HugePageMemory, SharedMemory
 from afxdp_pool.program import XdpProgram
 from afxdp_pool.requests import for_requests
 
@@ -46,7 +46,7 @@ _RETRY_STEP = 0.01
 def open_here(port: Port, where: netdevs.Netdev, program: XdpProgram | None) -> None:
     """Make and bind the socket; receive through `program`, or the one this process's ports share."""
     knobs.restore(port.netdev, port._netns)
-    bind(port, for_requests(where, port.config))
+    bind(port, for_requests(where, _fit(port)))
     port.native.max_frames = max_frames(port.config, where, zero_copy=lib.afp_port_zero_copy(port.native) == 1)
     if port.config.transmit in ("auto", "live"):
         set_live(port, where)
@@ -60,6 +60,26 @@ def open_here(port: Port, where: netdevs.Netdev, program: XdpProgram | None) -> 
         port._borrowed = program is None
     elif lib.afp_port_zero_copy(port.native) == 1:
         _let_driver_send(port)
+
+
+def _fit(port: Port) -> PortConfig:
+    """The port's configuration, in a mode that its memory allows.
+
+    A zero-copy driver gets no frame that crosses into a page which does not lie right behind for the device: the kernel
+    takes such a frame out of FILL and says nothing (xp_check_unaligned(), net/xdp/xsk_buff_pool.c).
+    """
+    config, umem = port.config, port.pool.umem
+    if umem.config.unaligned and config.tx_room:
+        raise ConfigError("packets in unaligned frames carry no tx_metadata", subject=port.name)
+    if not umem.config.unaligned or config.mode == "copy" or isinstance(umem.memory, HugePageMemory):
+        return config
+    if config.mode == "zero-copy":
+        raise ModeUnsupportedError(
+            "unaligned frames are no use to a zero-copy driver on 4 KB pages",
+            subject=port.name,
+            hint='make the Umem with huge_pages=True (sysctl vm.nr_hugepages), or use mode "copy"',
+        )
+    return replace(config, mode="copy")
 
 
 def _let_driver_send(port: Port) -> None:
@@ -86,9 +106,8 @@ def open_via(port: Port, path: str | os.PathLike[str]) -> None:
             "the XDP program is a device plugin's, which tells nothing of packets", subject=port.name
         )
     lease = MapLease(connection, port.netdev) if config.receive or config.busy_poll_us else None
-    bind(
-        port, replace(for_requests(where, config), busy_poll_us=0)
-    )  # setting it needs CAP_NET_ADMIN: the other side does
+    # Busy polling is set by the other side: it needs CAP_NET_ADMIN.
+    bind(port, replace(for_requests(where, _fit(port)), busy_poll_us=0))
     if lease is not None and config.busy_poll_us:
         lease.busy_poll(port.native.fd, config.busy_poll_us, config.busy_poll_budget)
         port.native.busy_poll = True
@@ -133,6 +152,8 @@ def _lease(port: Port, connection: Connection) -> None:
     try:
         if config.transmit == "live":
             raise ModeUnsupportedError("live transmit needs privileges of this process's own", subject=port.name)
+        if umem.config.unaligned:
+            raise ConfigError("a broker registers aligned frames only", subject=port.name, hint="leave unaligned off")
         if not isinstance(umem.memory, SharedMemory):
             raise ConfigError(
                 "the broker cannot register this Umem's memory",

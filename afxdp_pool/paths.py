@@ -47,7 +47,7 @@ class Options:
         queues: queues of each device; queue i of one forwards to queue i of the other. ``"all"``: as many as the
             devices have that receive, when the path opens.
         frames: frames of the Umem; None: enough for the rings of all ports, rounded up to a power of two.
-        frame_size, huge_pages: see `UmemConfig`.
+        frame_size, huge_pages, unaligned: see `UmemConfig`.
         workers: loops, each in a thread and with a pool of its own: a number, or ``"queues"`` for one a queue. The i-th
             queue goes to worker i modulo their number. 1: one loop over all queues, in the thread that calls `run`.
         cpus: the CPU each worker is pinned to, one a worker; None: anywhere.
@@ -68,6 +68,7 @@ class Options:
     queues: Sequence[int] | Literal["all"] = (0,)
     frames: int | None = None
     frame_size: int = 4096
+    unaligned: bool = False
     huge_pages: bool = False
     workers: int | Literal["queues"] = 1
     cpus: Sequence[int] | None = None
@@ -92,7 +93,7 @@ class Options:
             if (chosen := getattr(self, name)) not in choices:
                 raise ConfigError(f"{name} {chosen!r} is not possible", hint=f"choose {', '.join(choices)}")
         if self.frames is not None:
-            UmemConfig(self.frames, self.frame_size)
+            UmemConfig(self.frames, self.frame_size, unaligned=self.unaligned)
         most = 1 << 16 if named is None else len(named)
         if self.workers != "queues" and not (isinstance(self.workers, int) and 1 <= self.workers <= most):
             raise ConfigError(
@@ -325,13 +326,15 @@ def _open(plans: Sequence[_Plan], options: Options, handler: Handler | None = No
         raise ConfigError(f"options.ports names {', '.join(strange)}, where there are only {', '.join(netdevs)}")
     with contextlib.ExitStack() as undo:
         frames = _frames(plans, options)
-        memory, refused = _memory(frames * options.frame_size, places, options)
+        size = UmemConfig(frames, options.frame_size, unaligned=options.unaligned).size
+        memory, refused = _memory(size, places, options)
         umem = undo.enter_context(
             Umem(
                 frames,
                 frame_size=options.frame_size,
                 headroom=max(place.config.tx_room for place in places),
                 huge_pages=options.huge_pages,
+                unaligned=options.unaligned,
                 memory=memory,
             )
         )
@@ -394,6 +397,8 @@ def _memory(size: int, places: Sequence[_Place], options: Options) -> tuple[Memo
     """Memory that a broker can register; or that BPF programs can see, if a port may transmit live, or why not."""
     if options.via is not None:
         return SharedMemory(size, huge_pages=options.huge_pages), None
+    if options.unaligned:
+        return None, None
     wanted = {
         c.transmit
         for c in (place.config for place in places)

@@ -230,7 +230,8 @@ class Port(Waiting):
         level = self.config.fill_level if self.config.receive else min(self.config.fill_level, 64)
         port = lib.afp_port_new(self.pool.umem.table, pool, level)
         if port != ffi.NULL:
-            port.multi_buffer, port.max_frames = self.config.multi_buffer, 1
+            port.multi_buffer = self.config.multi_buffer
+            port.by_packet |= self.config.multi_buffer
         else:
             raise MemoryLimitError("no memory, or more than 254 ports on one Umem", subject=self.name)
         port = ffi.gc(port, lib.afp_port_forget)  # other threads may look at its counters while it is closed

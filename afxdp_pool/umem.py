@@ -80,11 +80,13 @@ class Umem:
 
     Args:
         frames: number of frames.
-        frame_size: bytes a frame, 2048 or 4096.
+        frame_size: bytes a frame, 2048 or 4096; unaligned, any number from 2048 to 4096.
         headroom: bytes kept free at the start of each frame.
         huge_pages: back it with 2 MB pages if there are enough; a warning says when not.
         prefault: touch all the memory now.
-        memory: other memory to use, at least ``frames * frame_size`` bytes; see `afxdp_pool.memory`. The Umem owns it.
+        unaligned: frames that are no power of two, for packets between: see docs/large-packets.md.
+        memory: other memory to use, at least `UmemConfig.size` bytes: ``frames * frame_size``, if aligned; see
+            `afxdp_pool.memory`. The Umem owns it.
         trace: note who takes frames, for `holders()`; None: as the environment's ``AFXDP_POOL_TRACE`` says.
 
     A forked child does not inherit it: the NIC writes to the memory (madvise DONTFORK), and the rings are its parent's.
@@ -110,11 +112,12 @@ class Umem:
         headroom: int = 0,
         huge_pages: bool = False,
         prefault: bool = False,
+        unaligned: bool = False,
         memory: Memory | None = None,
         trace: bool | None = None,
     ) -> None:
-        self.config = UmemConfig(frames, frame_size, headroom, huge_pages, prefault)
-        size = frames * frame_size
+        self.config = UmemConfig(frames, frame_size, headroom, huge_pages, prefault, unaligned)
+        size = self.config.size
         self._memory = best_memory(size, huge_pages=huge_pages, prefault=prefault) if memory is None else memory
         self.pages = self._memory.description
         self.tracer = Tracer() if wanted(trace) else None
@@ -127,7 +130,8 @@ class Umem:
             raise ConfigError("the memory cannot be written to")
         self._area = ffi.from_buffer(self._data)
         self._table = ffi.new("struct afp_table *")
-        if lib.afp_table_init(self._table, self._area, frames, frame_size, headroom) != 0:
+        make = lib.afp_table_init_unaligned if unaligned else lib.afp_table_init
+        if make(self._table, self._area, frames, frame_size, headroom) != 0:
             raise MemoryLimitError(f"no memory for a table of {frames} frames")
         self._open = True
         self._detached: list[FramePool] = []
@@ -161,7 +165,7 @@ class Umem:
 
     @property
     def data(self) -> npt.NDArray[np.uint8]:
-        """The memory itself: uint8, shape ``(frames * frame_size,)``, writable."""
+        """The memory itself: uint8, shape ``(config.size,)``, writable."""
         return self._data
 
     @property

@@ -56,6 +56,22 @@ static inline __attribute__((always_inline)) uint32_t hand_out_run(_Atomic uint6
 	return 0;
 }
 
+/* The same for frames that are no power of two. */
+static __attribute__((noinline)) uint32_t hand_out_blocks(struct afp_pool *p, struct afp_desc **at, uint32_t n)
+{
+	const struct afp_table *t = p->table;
+
+	for (const uint32_t *top = p->cache + p->ncache; n; n--, top--, (*at)++) {
+		uint64_t w;
+
+		if (unlikely(__builtin_add_overflow(word_load(t, top[-1]), p->change_out, &w)))
+			break;
+		atomic_store_explicit(&t->word[top[-1]], w, memory_order_relaxed);
+		**at = (struct afp_desc){.addr = frame_addr(t, top[-1]) + t->headroom, .gen = word_gen(w)};
+	}
+	return n;
+}
+
 /* From the cache, which has that many, but for those that must skip a generation; how many are left. */
 static inline __attribute__((always_inline)) uint32_t hand_out_straight(struct afp_pool *p, struct afp_desc **at, uint32_t n)
 {
@@ -65,6 +81,8 @@ static inline __attribute__((always_inline)) uint32_t hand_out_straight(struct a
 	/* Constants are worth a copy of the loop. */
 	if (likely(t->frame_shift == 12 && !t->headroom))
 		return hand_out_run(t->word, top, p->change_out, at, n, 12, 0);
+	if (unlikely(t->block_frames))
+		return hand_out_blocks(p, at, n);
 	return hand_out_run(t->word, top, p->change_out, at, n, t->frame_shift, t->headroom);
 }
 

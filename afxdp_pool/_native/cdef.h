@@ -22,6 +22,8 @@ struct afp_rx_metadata;
 struct afp_table { uint32_t nframes; uint32_t nfree; uint32_t frame_size; uint32_t headroom; uint64_t foreign_puts; struct afp_rx_metadata *known; ...; };
 struct afp_desc { uint64_t addr; uint32_t len; uint16_t options; uint16_t gen; };
 int afp_table_init(struct afp_table *t, void *area, uint32_t nframes, uint32_t frame_size, uint32_t headroom);
+int afp_table_init_unaligned(struct afp_table *t, void *area, uint32_t nframes, uint32_t frame_size, uint32_t headroom);
+#define AFP_BLOCK ...
 void afp_table_fini(struct afp_table *t);
 void afp_table_reap(struct afp_table *t);
 
@@ -64,7 +66,7 @@ struct xsk_ring_prod { uint32_t cached_prod; uint32_t cached_cons; ...; };
 struct xsk_ring_cons { uint32_t cached_prod; uint32_t cached_cons; ...; };
 struct afp_tap;
 struct afp_port {
-	uint32_t id; uint32_t fill_level; int fd; int error; bool busy_poll; bool multi_buffer; uint32_t max_frames, rx_next;
+	uint32_t id; uint32_t fill_level; int fd; int error; bool busy_poll; bool multi_buffer, by_packet; uint32_t max_frames, rx_next;
 	struct xsk_ring_prod fill, tx;
 	struct xsk_ring_cons rx, comp;
 	struct afp_mock_ring mock[4];

@@ -23,8 +23,12 @@ void afp_engine_send(struct afp_engine *e, uint32_t out, const struct afp_desc *
 		struct afp_refusals refused = {0};
 		uint32_t same = 0, sent, lost;
 
-		while (same < n && frame_of(e->table, descs[same].addr) == frame_of(e->table, origin[same].addr))
-			same++;
+		if (likely(e->table->direct))
+			while (same < n && frame_direct(e->table, descs[same].addr) == frame_direct(e->table, origin[same].addr))
+				same++;
+		else
+			while (same < n && frame_of(e->table, descs[same].addr) == frame_of(e->table, origin[same].addr))
+				same++;
 		sent = afp_port_transmit(port, descs, same, &refused);
 		count(e, counter, packets_of(e, descs, sent));
 		/* What stopped it: a bad descriptor, or no room after all (then nothing more goes). */

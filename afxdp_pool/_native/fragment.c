@@ -18,7 +18,7 @@ static inline uint32_t align_up(uint32_t bytes)
 
 static uint64_t fragment_bit(const struct afp_table *t, uint64_t addr)
 {
-	return 1ull << ((addr & (t->frame_size - 1)) / AFP_FRAGMENT_ALIGN);
+	return 1ull << (frame_offset(t, addr) / AFP_FRAGMENT_ALIGN);
 }
 
 /* Any thread: take the bit of the fragment that starts at `addr`; false when nobody holds that. */

@@ -56,7 +56,7 @@ void afp_live_read_stats(const struct afp_live *live, struct afp_live_stats *out
 
 void afp_port_set_live(struct afp_port *port, struct afp_live *live)
 {
-	port->live = live;
+	port->live = port->by_packet ? NULL : live; /* what goes by packet has no stage */
 }
 
 uint32_t afp_live_tell(struct afp_live *live, uint32_t n)

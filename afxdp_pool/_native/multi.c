@@ -9,17 +9,20 @@ static bool take_in(struct afp_port *port, const struct xdp_desc *desc, struct a
 {
 	struct afp_table *t = port->table;
 	const uint64_t filled = word_make(0, port->id, AFP_FILL, 0, 0, 0), ours = word_make(0, 0, AFP_APP, 0, 0, 1);
-	uint32_t frame = frame_of(t, desc->addr);
-	uint64_t w;
+	uint64_t addr = desc->addr, w;
+	uint32_t frame;
 
+	/* The kernel leaves the frame's own address as it was, and says in the highest bits how far behind it the packet begins. */
+	if (t->block_frames)
+		addr = (addr & XSK_UNALIGNED_BUF_ADDR_MASK) + (addr >> XSK_UNALIGNED_BUF_OFFSET_SHIFT);
+	frame = frame_of(t, addr);
 	if (unlikely(frame == AFP_NO_FRAME))
 		return false;
 	w = word_load(t, frame);
-	if (unlikely((w & (AFP_STATE_MASK | AFP_HOLDER_MASK)) != filled ||
-		     desc->len > t->frame_size - (desc->addr & (t->frame_size - 1))))
+	if (unlikely((w & (AFP_STATE_MASK | AFP_HOLDER_MASK)) != filled || desc->len > t->frame_size - frame_offset(t, addr)))
 		return false;
 	word_store(t, frame, w - filled + ours);
-	*out = (struct afp_desc){desc->addr, desc->len, (uint16_t)desc->options, word_gen(w)};
+	*out = (struct afp_desc){addr, desc->len, (uint16_t)desc->options, word_gen(w)};
 	return true;
 }
 
@@ -55,7 +58,7 @@ static void refuse(struct afp_port *port, uint32_t index, uint32_t n)
 static uint32_t frames_at(struct afp_port *port, uint32_t index, uint32_t n)
 {
 	for (uint32_t i = 0; i < n; i++)
-		if (!(xsk_ring_cons__rx_desc(&port->rx, index + i)->options & AFP_CONTD))
+		if (!port->multi_buffer || !(xsk_ring_cons__rx_desc(&port->rx, index + i)->options & AFP_CONTD))
 			return i + 1;
 	return 0;
 }
@@ -146,9 +149,9 @@ static enum afp_reason judge(const struct afp_port *port, const struct afp_desc 
 		const struct afp_desc *d = &descs[i];
 
 		*which = i;
-		if (unlikely(d->addr >= t->size))
+		if (unlikely(frame_of(t, d->addr) == AFP_NO_FRAME))
 			return AFP_FOREIGN;
-		if (unlikely(!d->len || d->options & ~AFP_CONTD || d->len > t->frame_size - (d->addr & (t->frame_size - 1))))
+		if (unlikely(!d->len || d->options & ~AFP_CONTD || d->len > t->frame_size - frame_offset(t, d->addr)))
 			return AFP_INVALID;
 	}
 	return AFP_OK;

@@ -3,6 +3,9 @@
  * Packets of several frames (multi-buffer: Documentation/networking/af_xdp.rst): consecutive descriptors, with XDP_PKT_CONTD in
  * the options of all but the last.
  *
+ * Frames that are no power of two (XDP_UMEM_UNALIGNED_CHUNK_FLAG) come and go by the same functions, a packet in each: the loops
+ * of port.c know shifts only.
+ *
  * A packet moves whole or not at all. Of one that is incomplete in RX nothing is received; one with a bad descriptor is refused
  * with all of its frames; in TX there is room for all of it, or none goes. So no batch begins or ends within a packet.
  *

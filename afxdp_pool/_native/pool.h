@@ -105,6 +105,8 @@ struct afp_refusals {
 
 /* Table. Concurrency: any thread, but init and fini. */
 int afp_table_init(struct afp_table *t, void *area, uint32_t nframes, uint32_t frame_size, uint32_t headroom);
+/* Frames of any size: as many as there are whole ones in each AFP_BLOCK, one behind the other from its start. */
+int afp_table_init_unaligned(struct afp_table *t, void *area, uint32_t nframes, uint32_t frame_size, uint32_t headroom);
 void afp_table_fini(struct afp_table *t);
 /* Up to n frames from the free list for a pool; how many. */
 uint32_t afp_table_take(struct afp_table *t, uint32_t owner, uint32_t *frames, uint32_t n);

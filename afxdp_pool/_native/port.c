@@ -34,8 +34,10 @@ int afp_port_fill(struct afp_port *port, uint32_t n)
 			if (unlikely(__builtin_add_overflow(word_load(t, frames[i]), change, &w)))
 				afp_wrap_generation(t, frames[i], &w);
 			word_store(t, frames[i], w);
-			*xsk_ring_prod__fill_addr(&port->fill, index + i) = frame_addr(t, frames[i]);
+			*xsk_ring_prod__fill_addr(&port->fill, index + i) = (uint64_t)frames[i] << t->frame_shift;
 		}
+		for (uint32_t i = 0; unlikely(t->block_frames) && i < got; i++)
+			*xsk_ring_prod__fill_addr(&port->fill, index + i) = frame_addr(t, frames[i]);
 		xsk_ring_prod__submit(&port->fill, got);
 		done += got;
 		if (got < want)
@@ -56,14 +58,14 @@ uint32_t afp_port_receive(struct afp_port *port, struct afp_desc *out, uint32_t 
 
 	if (unlikely(!port->rx.ring))
 		return 0;
-	if (unlikely(port->multi_buffer))
+	if (unlikely(port->by_packet))
 		return afp_receive_packets(port, out, n, n);
 	n = xsk_ring_cons__peek(&port->rx, n, &index);
 	if (!n)
 		return 0;
 	for (uint32_t i = 0; i < n; i++) {
 		struct xdp_desc desc = *xsk_ring_cons__rx_desc(&port->rx, index + i);
-		uint32_t frame = frame_of(t, desc.addr);
+		uint32_t frame = frame_direct(t, desc.addr);
 		uint64_t w;
 
 		if (unlikely(frame == AFP_NO_FRAME))
@@ -183,7 +185,7 @@ static inline bool lend_direct(struct afp_port *port, const struct afp_pool *min
 {
 	struct afp_table *t = port->table;
 	uint64_t gen = (uint64_t)desc->gen << AFP_GEN_SHIFT;
-	uint32_t frame = frame_of(t, desc->addr);
+	uint32_t frame = frame_direct(t, desc->addr);
 
 	if (unlikely(!mine || frame == AFP_NO_FRAME || word_load(t, frame) != (mine->in_app | gen) ||
 		     atomic_load_explicit(&t->returned[frame], memory_order_relaxed) == desc->gen))
@@ -207,7 +209,7 @@ uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, 
 
 	if (unlikely(!port->tx.ring))
 		return 0;
-	if (unlikely(port->multi_buffer))
+	if (unlikely(port->by_packet))
 		return afp_transmit_packets(port, descs, n, refused);
 	if (unlikely(port->sends_requests))
 		return afp_transmit_requests(port, descs, n, refused);
@@ -283,14 +285,15 @@ static enum afp_reason back_from_tx(struct afp_port *port, struct afp_box *box, 
 
 /* `stride` bytes from entry to entry, each beginning with an address. Stops at the first there is no memory to post. */
 static inline __attribute__((always_inline)) uint32_t come_home(struct afp_port *port, const void *ring, size_t stride,
-								uint32_t mask, uint32_t index, uint32_t n)
+								uint32_t mask, uint32_t index, uint32_t n, bool direct)
 {
 	struct afp_table *t = port->table;
 	struct afp_box box;
 	uint32_t bad = 0, i;
 
 	afp_box_open(&box, n);
-#define FRAME_AT(i) frame_of(t, *(const uint64_t *)((const uint8_t *)ring + ((index + (i)) & mask) * stride))
+#define ADDRESS(i) *(const uint64_t *)((const uint8_t *)ring + ((index + (i)) & mask) * stride)
+#define FRAME_AT(i) (direct ? frame_direct(t, ADDRESS(i)) : frame_of(t, ADDRESS(i)))
 	for (i = 0; i < n; i++) {
 		uint32_t frame = FRAME_AT(i);
 		enum afp_reason reason = frame == AFP_NO_FRAME ? AFP_FOREIGN : back_from_tx(port, &box, frame);
@@ -301,6 +304,7 @@ static inline __attribute__((always_inline)) uint32_t come_home(struct afp_port 
 	}
 	ACQUIRE_FRAMES(t, k, i, FRAME_AT(k));
 #undef FRAME_AT
+#undef ADDRESS
 	afp_box_flush(&box);
 	bump(&port->stat[P_COMPLETED], i - bad);
 	if (unlikely(bad))
@@ -310,7 +314,7 @@ static inline __attribute__((always_inline)) uint32_t come_home(struct afp_port 
 
 uint32_t afp_port_come_home(struct afp_port *port, const struct xdp_desc *ring, uint32_t mask, uint32_t index, uint32_t n)
 {
-	return come_home(port, ring, sizeof(*ring), mask, index, n);
+	return come_home(port, ring, sizeof(*ring), mask, index, n, true);
 }
 
 uint32_t afp_port_complete(struct afp_port *port, uint32_t n)
@@ -332,7 +336,10 @@ uint32_t afp_socket_complete(struct afp_port *port, uint32_t n)
 		return 0;
 	if (unlikely(port->stamps))
 		afp_port_keep_stamps(port, index, n);
-	done = come_home(port, port->comp.ring, sizeof(uint64_t), port->comp.mask, index, n);
+	if (likely(!port->table->block_frames))
+		done = come_home(port, port->comp.ring, sizeof(uint64_t), port->comp.mask, index, n, true);
+	else
+		done = come_home(port, port->comp.ring, sizeof(uint64_t), port->comp.mask, index, n, false);
 	xsk_ring_cons__cancel(&port->comp, n - done); /* the rest stays in the ring until there is memory to post them */
 	xsk_ring_cons__release(&port->comp, done);
 	return (uint32_t)(port_count(port, P_COMPLETED) - before);

@@ -55,6 +55,7 @@ struct afp_port {
 	bool wants_metadata; /* of the packets it receives: metadata.h */
 	bool sends_requests; /* packets may come with requests to the device: requests.h */
 	bool multi_buffer;   /* packets of several frames come and go: multi.h */
+	bool by_packet;      /* they do, or frames are no power of two: by the functions of multi.h */
 	bool rx_refusing;    /* of one without end, the rest is refused too */
 	uint32_t max_frames; /* of a packet to be sent */
 	uint32_t rx_next;    /* frames of the packet that the last receive had no room for; 0: none waits */

@@ -154,7 +154,7 @@ static inline __attribute__((always_inline)) uint32_t put_loop(const struct afp_
 							       const struct afp_desc **at, uint32_t n, uint32_t *dest,
 							       uint32_t shift, bool claims)
 {
-	const uint64_t size = t->size, held = p->in_app, change = word_make(0, 0, AFP_POOL, p->id, 0, 0) - held;
+	const uint64_t size = t->direct, held = p->in_app, change = word_make(0, 0, AFP_POOL, p->id, 0, 0) - held;
 	_Atomic uint64_t *const word = t->word;
 	_Atomic uint16_t *const returned = t->returned;
 	const struct afp_desc *descs = *at;
@@ -234,7 +234,7 @@ static inline uint32_t post_count(struct afp_post *post, uint32_t n, uint32_t le
 static __attribute__((noinline)) uint32_t put_posted(const struct afp_table *t, const struct afp_pool *p, struct afp_post *post,
 						     const struct afp_desc *descs, uint32_t n)
 {
-	const uint64_t size = t->size, held = p->in_app, from = post_entry(0, 0, AFP_APP) - held;
+	const uint64_t size = t->direct, held = p->in_app, from = post_entry(0, 0, AFP_APP) - held;
 	const uint32_t shift = t->frame_shift, room = post->room - post->n;
 	_Atomic uint64_t *const word = t->word;
 	_Atomic uint16_t *const returned = t->returned;
@@ -282,7 +282,7 @@ static __attribute__((noinline)) uint32_t put_any(struct afp_table *t, const str
 	struct afp_box box;
 
 	afp_box_open(&box, n - i);
-	if (likely(i < n && descs[i].addr < t->size)) {
+	if (likely(i < n && frame_of(t, descs[i].addr) != AFP_NO_FRAME)) {
 		struct afp_pool *first = frame_owner(t, word_load(t, frame_of(t, descs[i].addr)));
 
 		if (first && owned_by(first, box.self))
@@ -324,9 +324,9 @@ static inline __attribute__((always_inline)) uint32_t put_cached(struct afp_tabl
 	struct afp_pool *p;
 	uint32_t left;
 
-	if (unlikely(!n || descs->addr >= t->size))
+	if (unlikely(!n || descs->addr >= t->direct))
 		return n;
-	p = frame_owner(t, word_load(t, frame_of(t, descs->addr)));
+	p = frame_owner(t, word_load(t, frame_direct(t, descs->addr)));
 	if (!p || !owned_by(p, afp_self()) || AFP_CACHE - p->ncache < n ||
 	    atomic_load_explicit(&p->inbox, memory_order_relaxed))
 		return n;

@@ -77,6 +77,8 @@ struct afp_port *afp_port_new(struct afp_table *t, struct afp_pool *pool, uint32
 	if (!port)
 		return NULL;
 	port->table = t;
+	port->by_packet = t->block_frames != 0;
+	port->max_frames = 1;
 	port->pool = pool;
 	port->pool_serial = pool ? pool->serial : 0;
 	port->fill_level = fill_level;
@@ -176,6 +178,7 @@ int afp_port_open(struct afp_port *port, const struct afp_port_config *c, int *s
 		.comp_size = c->comp_size,
 		.frame_size = t->frame_size,
 		.frame_headroom = t->headroom,
+		.flags = t->block_frames ? XDP_UMEM_UNALIGNED_CHUNK_FLAG : 0,
 	};
 	struct xsk_socket_config sock = afp_socket_config(c);
 	int err;

@@ -6,6 +6,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+int afp_table_init_unaligned(struct afp_table *t, void *area, uint32_t nframes, uint32_t frame_size, uint32_t headroom)
+{
+	const uint32_t each = (uint32_t)(AFP_BLOCK / frame_size), rest = nframes % each;
+	int err = afp_table_init(t, area, nframes, frame_size, headroom);
+
+	if (err)
+		return err;
+	t->block_frames = each;
+	t->frame_shift = 0;
+	t->size = (uint64_t)(nframes / each) << AFP_BLOCK_SHIFT | (uint64_t)rest * frame_size;
+	t->direct = 0;
+	return 0;
+}
+
 int afp_table_init(struct afp_table *t, void *area, uint32_t nframes, uint32_t frame_size, uint32_t headroom)
 {
 	memset(t, 0, sizeof(*t));
@@ -13,7 +27,7 @@ int afp_table_init(struct afp_table *t, void *area, uint32_t nframes, uint32_t f
 	t->nframes = nframes;
 	t->frame_size = frame_size;
 	t->frame_shift = (uint32_t)__builtin_ctz(frame_size);
-	t->size = (uint64_t)nframes << t->frame_shift;
+	t->size = t->direct = (uint64_t)nframes << t->frame_shift;
 	t->headroom = headroom;
 	t->word = calloc(nframes, sizeof(*t->word));
 	t->returned = calloc(nframes, sizeof(*t->returned));

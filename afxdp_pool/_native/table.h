@@ -32,6 +32,8 @@
 #define AFP_SEVERAL 255u
 #define AFP_MAX_REFS 4095u
 #define AFP_NO_FRAME UINT32_MAX
+#define AFP_BLOCK_SHIFT 21 /* a huge page: whatever the device sees of it is in one piece */
+#define AFP_BLOCK (1ull << AFP_BLOCK_SHIFT)
 #define AFP_CONTD 1u /* XDP_PKT_CONTD in a descriptor's options: the packet goes on in the next one */
 
 #define likely(x) __builtin_expect(!!(x), 1)
@@ -144,9 +146,11 @@ struct afp_port;
 
 struct afp_table {
 	uint8_t *area; /* the frames; not owned by the table */
-	uint64_t size; /* bytes = nframes << frame_shift */
+	uint64_t size;   /* bytes */
+	uint64_t direct; /* the same, for loops that know shifts only: 0 where frames are no power of two */
 	uint32_t nframes;
 	uint32_t frame_shift;
+	uint32_t block_frames; /* unaligned: frames in each AFP_BLOCK, which none crosses; else 0 */
 	uint32_t frame_size;
 	uint32_t headroom;
 	_Atomic uint64_t *word;     /* [nframes] */
@@ -195,11 +199,30 @@ static inline bool word_is(const _Atomic uint64_t *word, uint64_t frame, uint64_
 /* The frame an address lies in, or AFP_NO_FRAME. The low bits are offset and headroom: addresses come back with them. */
 static inline uint32_t frame_of(const struct afp_table *t, uint64_t addr)
 {
-	return likely(addr < t->size) ? (uint32_t)(addr >> t->frame_shift) : AFP_NO_FRAME;
+	uint32_t at;
+
+	if (unlikely(addr >= t->size))
+		return AFP_NO_FRAME;
+	if (likely(!t->block_frames))
+		return (uint32_t)(addr >> t->frame_shift);
+	at = (uint32_t)(addr & (AFP_BLOCK - 1)) / t->frame_size;
+	return at < t->block_frames ? (uint32_t)(addr >> AFP_BLOCK_SHIFT) * t->block_frames + at : AFP_NO_FRAME;
+}
+/* The same for loops that aligned frames alone come to. */
+static inline uint32_t frame_direct(const struct afp_table *t, uint64_t addr)
+{
+	return likely(addr < t->direct) ? (uint32_t)(addr >> t->frame_shift) : AFP_NO_FRAME;
 }
 static inline uint64_t frame_addr(const struct afp_table *t, uint32_t frame)
 {
-	return (uint64_t)frame << t->frame_shift;
+	if (likely(!t->block_frames))
+		return (uint64_t)frame << t->frame_shift;
+	return (uint64_t)(frame / t->block_frames) << AFP_BLOCK_SHIFT | (uint64_t)(frame % t->block_frames) * t->frame_size;
+}
+/* Bytes from the start of its frame. */
+static inline uint32_t frame_offset(const struct afp_table *t, uint64_t addr)
+{
+	return likely(!t->block_frames) ? addr & (t->frame_size - 1) : (uint32_t)(addr & (AFP_BLOCK - 1)) % t->frame_size;
 }
 /* An identity for the calling thread, unique among the living ones; never 0. */
 static inline uintptr_t afp_self(void)

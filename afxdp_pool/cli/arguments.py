@@ -253,6 +253,7 @@ def options(args: argparse.Namespace) -> Options:
         queues="all" if args.queue == ["all"] else tuple(args.queue or [0]),
         frames=args.frames,
         frame_size=args.frame_size,
+        unaligned=args.unaligned,
         huge_pages=args.huge_pages,
         batch=args.batch,
         spin=SPIN if args.spin is None else args.spin,
@@ -408,7 +409,9 @@ def _add_path(command: argparse.ArgumentParser, *, receives: bool = True, sends:
 
     memory = command.add_argument_group("memory")
     memory.add_argument("--frames", metavar="N", type=count, help="frames of the UMEM; default: what the rings need")
-    memory.add_argument("--frame-size", metavar="BYTES", type=count, default=4096, help="2048 or 4096 (default)")
+    memory.add_argument("--frame-size", metavar="BYTES", type=count, default=4096,
+        help="2048 or 4096 (default); with --unaligned any between")  # fmt: skip
+    memory.add_argument("--unaligned", action="store_true", help="frames that are no power of two; in copy mode")
     memory.add_argument("--multi-buffer", action="store_true",
         help="packets longer than a frame, in several (Linux 6.6); see docs/large-packets.md")  # fmt: skip
     memory.add_argument("--batch", metavar="N", type=count, default=64, help="most packets in a round; default 64")

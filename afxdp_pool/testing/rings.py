@@ -178,7 +178,7 @@ class FakeKernel:
                     if not at:
                         self.umem.data[addr + start - len(record) : addr + start] = record
                     self.umem.data[addr + start : addr + start + size] = part
-                    self.push_rx(addr + start, size, option)
+                    self.push_rx(addr + (start << 48 if self.umem.config.unaligned else start), size, option)
                     at += size
                 delivered += 1
         return delivered

@@ -23,7 +23,7 @@ static void decide(struct afp_desc *descs, uint32_t n, uint8_t *verdicts)
 		else if (verdicts[i] == AFP_KEEP)
 			hold(&w, &descs[i], 1);
 		else if ((how & 7) == 7)
-			descs[i] = (struct afp_desc){any_address(playing), (uint32_t)take(playing, 4), (uint16_t)take(playing, 1),
+			descs[i] = (struct afp_desc){any_address(&w, playing), (uint32_t)take(playing, 4), (uint16_t)take(playing, 1),
 						     (uint16_t)take(playing, 1)};
 		if ((how & 7) == 6 && w.nheld) /* the application shows what it holds in place of what it got */
 			descs[i] = w.held[how % w.nheld];

@@ -49,7 +49,7 @@ static struct afp_desc any_desc(struct world *w, struct input *in)
 		}
 		return d;
 	}
-	return (struct afp_desc){any_address(in), (uint32_t)take(in, 2), (uint16_t)(take(in, 1) & 1), (uint16_t)take(in, 1)};
+	return (struct afp_desc){any_address(w, in), (uint32_t)take(in, 2), (uint16_t)(take(in, 1) & 1), (uint16_t)take(in, 1)};
 }
 
 static void send(struct world *w, struct input *in)

@@ -48,7 +48,7 @@ static inline uint8_t *umem_area(void)
 	static uint8_t *area;
 
 	if (!area)
-		area = aligned_alloc(4096, (size_t)UMEM_FRAMES * UMEM_FRAME_SIZE);
+		area = aligned_alloc(4096, (size_t)UMEM_FRAMES * 4096);
 	CHECK(area);
 	return area;
 }
@@ -57,6 +57,7 @@ static inline void open_port(struct world *w, uint32_t i)
 {
 	w->port[i] = fake_port(&w->t, i == 2 ? w->pool[1] : w->pool[0], RING, RING / 2);
 	w->port[i]->multi_buffer = w->multi >> i & 1;
+	w->port[i]->by_packet |= w->port[i]->multi_buffer;
 	w->port[i]->max_frames = w->port[i]->multi_buffer ? 4 : 1;
 }
 
@@ -66,7 +67,10 @@ static inline void begin(struct world *w, struct input *in)
 
 	memset(w, 0, sizeof(*w));
 	w->multi = in->left >> 1 & 5; /* of its length, so that inputs found before still mean what they meant */
-	CHECK_EQ(afp_table_init(&w->t, umem_area(), UMEM_FRAMES, UMEM_FRAME_SIZE, 0), 0);
+	if (in->left >> 4 & 1)
+		CHECK_EQ(afp_table_init_unaligned(&w->t, umem_area(), UMEM_FRAMES, UMEM_FRAME_SIZE + 17, 0), 0);
+	else
+		CHECK_EQ(afp_table_init(&w->t, umem_area(), UMEM_FRAMES, UMEM_FRAME_SIZE, 0), 0);
 	for (int i = 0; i < 2; i++)
 		CHECK((w->pool[i] = afp_pool_create(&w->t, 16, i ? 100 : 0)));
 	for (uint32_t i = 0; i < PORTS; i++) {
@@ -86,12 +90,12 @@ static inline void hold(struct world *w, const struct afp_desc *descs, uint32_t 
 }
 
 /* An address, often of a frame, at times of none. */
-static inline uint64_t any_address(struct input *in)
+static inline uint64_t any_address(const struct world *w, struct input *in)
 {
 	uint8_t how = (uint8_t)take(in, 1);
 
 	if (how < 224)
-		return (uint64_t)(how % UMEM_FRAMES) * UMEM_FRAME_SIZE + (take(in, 1) << 3);
+		return frame_addr(&w->t, how % UMEM_FRAMES) + (take(in, 1) << 3);
 	return take(in, 8);
 }
 
@@ -105,10 +109,10 @@ static inline void lie(struct world *w, struct input *in)
 	if (which == RX) {
 		for (uint32_t i = 0; i < n; i++)
 			((struct xdp_desc *)m->entries)[m->producer++ & (m->size - 1)] =
-				(struct xdp_desc){any_address(in), (uint32_t)take(in, 2) << (take(in, 1) & 17), (uint32_t)take(in, 1)};
+				(struct xdp_desc){any_address(w, in), (uint32_t)take(in, 2) << (take(in, 1) & 17), (uint32_t)take(in, 1)};
 	} else if (which == COMP) {
 		for (uint32_t i = 0; i < n; i++)
-			((uint64_t *)m->entries)[m->producer++ & (m->size - 1)] = any_address(in);
+			((uint64_t *)m->entries)[m->producer++ & (m->size - 1)] = any_address(w, in);
 	} else {
 		uint32_t ring = below(in, 4), value = (uint32_t)take(in, 4);
 

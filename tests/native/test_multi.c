@@ -9,7 +9,7 @@ static struct afp_port *multi_port(struct afp_table *t, struct afp_pool *p)
 {
 	struct afp_port *port = fake_port(t, p, SIZE, SIZE);
 
-	port->multi_buffer = true;
+	port->multi_buffer = port->by_packet = true;
 	port->max_frames = MOST;
 	fake_start(port, UINT32_MAX - 100);
 	return port;

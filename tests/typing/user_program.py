@@ -32,6 +32,13 @@ def one_packet(packet: npt.NDArray[np.uint8]) -> int:
     return ap.DROP if known.has_vlan else ap.TX
 
 
+def longest(batch: ap.Batch) -> bytes:
+    """Packets of several frames."""
+    first, end = batch.starts[:2]
+    print(batch.parts[first:end].lenghts)  # mistake: lengths
+    return batch.whole(int(batch.lengths.argmax()))
+
+
 def by_name(batch: ap.Batch) -> str:
     """No handler: a verdict is a number."""
     return "drop"
@@ -39,7 +46,7 @@ def by_name(batch: ap.Batch) -> str:
 
 def forwarded(devices: Sequence[str], seconds: float) -> int:
     """The ready-made paths."""
-    port = ap.PortConfig(fill_level=1024, mode="native")  # mistake: native is a mode of XDP, not of a socket
+    port = ap.PortConfig(multi_buffer=True, mode="native")  # mistake: native is a mode of XDP, not of a socket
     rule = ap.Rule(protocol=17, port=53)
     options = ap.Options(port=port, rules=[rule], workers="queues")
     with ap.handle(devices, udp_only, options=options) as runner:

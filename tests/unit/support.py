@@ -16,9 +16,11 @@ SMALL = PortConfig(fill_size=64, comp_size=64, rx_size=64, tx_size=64, fill_leve
 
 
 @contextmanager
-def conserved(frames: int = 512, *, frame_size: int = 4096, headroom: int = 0) -> Iterator[Umem]:
+def conserved(
+    frames: int = 512, *, frame_size: int = 4096, headroom: int = 0, unaligned: bool = False
+) -> Iterator[Umem]:
     """A Umem whose every frame is at home, and accounted for, when the test is over."""
-    with Umem(frames, frame_size=frame_size, headroom=headroom) as umem:
+    with Umem(frames, frame_size=frame_size, headroom=headroom, unaligned=unaligned) as umem:
         yield umem
         for port in list(umem._ports):
             port.close()

@@ -15,6 +15,7 @@ from test_forwarding import options
 
 import afxdp_pool as ap
 from afxdp_pool.capture import Capture
+from afxdp_pool.memory import HugePageMemory
 from afxdp_pool.netdev import in_netns
 from afxdp_pool.testing import Traffic
 from afxdp_pool.testing.lab import Lab, LabLink, VethPair
@@ -247,3 +248,33 @@ def test_a_second_port_of_the_device_cannot_be_had_without(lab: Lab) -> None:
         ):
             ap.Port(pool, pair.near.name, 1, config=replace(small, multi_buffer=True), netns=lab.engine_netns)
         umem.audit().check(idle=True)
+
+
+# Frames that are no power of two ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frame_size", [2049, 3000, 4001])
+@pytest.mark.parametrize("multi", [False, True])
+def test_unaligned_frames_forward_every_size_that_fits(lab: Lab, frame_size: int, multi: bool) -> None:
+    room = frame_size - 256
+    most = 9014 if multi else min(room, 3500)
+    edges = {n * room + off for n in range(1, 4) for off in (-1, 0, 1)}
+    sizes = sorted(size for size in {*range(60, most, 23), *edges, most} if size <= most)
+    report = forward(lab, sizes, unaligned=True, frame_size=frame_size, port=replace(MULTI, multi_buffer=multi))
+    assert {port.stats.rx_bad + port.stats.completion_bad for port in report.ports} == {0}
+
+
+def test_unaligned_frames_on_small_pages_are_copied(lab: Lab) -> None:
+    with (
+        pytest.raises(ap.ModeUnsupportedError, match="unaligned"),
+        ports(lab, replace(MULTI, mode="zero-copy"), unaligned=True, frame_size=3000),
+    ):
+        pass
+
+
+def test_unaligned_frames_on_huge_pages(lab: Lab) -> None:
+    try:
+        HugePageMemory(ap.UmemConfig(16384, 3000, unaligned=True).size).close()
+    except ap.MemoryLimitError as error:
+        pytest.skip(f"needs 2 MB pages: {error}")
+    forward(lab, range(60, 2744, 97), unaligned=True, frame_size=3000, huge_pages=True)
