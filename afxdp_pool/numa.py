@@ -113,14 +113,17 @@ def ranges(numbers: Iterable[int]) -> str:
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _list(path: Path) -> tuple[int, ...]:
-    """Numbers from a file of the kernel's, such as ``0-3,8``."""
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return ()
+def numbers(text: str) -> tuple[int, ...]:
+    """The numbers of a list as the kernel writes it, such as ``"0-3,8"``."""
     found: list[int] = []
-    for part in filter(None, text.split(",")):
+    for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
         found += range(int(first), int(last or first) + 1)
     return tuple(found)
+
+
+def _list(path: Path) -> tuple[int, ...]:
+    try:
+        return numbers(path.read_text())
+    except OSError:
+        return ()

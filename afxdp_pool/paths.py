@@ -367,6 +367,7 @@ def _open(plans: Sequence[_Plan], options: Options, handler: Handler | None = No
                     threaded=options.threaded_napi,
                     napi_defer_hard_irqs=options.napi_defer_hard_irqs,
                     gro_flush_timeout=options.gro_flush_timeout,
+                    queues=[place.queue for place in places if place.netdev == netdev and place.config.receive],
                 )
             )
         # All at once: the first port's packets do not wait while the others are still being opened.

@@ -357,6 +357,16 @@ def _write(netdev: str, key: str, value: Any) -> None:
         ethtool.delete_rule(netdev, place)
 
 
+def in_words(key: str, value: Any) -> str:
+    """A knob's value for people."""
+    if key.startswith("rule"):
+        rule = None if value is None else FlowRule.unpack(bytes.fromhex(value))
+        return str(rule) if rule else "none" if value is None else "a rule with fields that have no name here"
+    if key == "rss table":
+        return "the driver's own" if value is None else f"queues {sorted(set(value))}"
+    return ", ".join(f"{count} {name}" for name, count in value.items()) if isinstance(value, dict) else str(value)
+
+
 def _place(netdev: str, which: str) -> int | None:
     """A rule's place, from its number, or for ``"like BYTES"`` where such a rule is."""
     if which.isdecimal():

@@ -12,9 +12,10 @@ import errno
 import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Self
 
+from afxdp_pool import napi
 from afxdp_pool.errors import AfXdpError, ConfigError, ModeUnsupportedError, PrivilegeError
 from afxdp_pool.knobs import Kind, Knobs
 from afxdp_pool.netdev import in_netns
@@ -23,6 +24,7 @@ log = logging.getLogger("afxdp_pool")
 
 #: The files of /sys/class/net/DEVICE, what a driver leaves in them, and the Linux that first had them.
 KNOBS = {"threaded": "5.12", "napi_defer_hard_irqs": "5.8", "gro_flush_timeout": "3.19"}
+_OF_QUEUE = " of queue "
 # The same numbers on every architecture (asm-generic/unistd.h); glibc has functions for them from 2.36 on only.
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _FSCONFIG_CMD_CREATE = 6
@@ -37,6 +39,8 @@ class Napi:
         threaded: run its NAPI in kernel threads of their own instead of softirqs.
         napi_defer_hard_irqs: polls without a packet before the driver's interrupt is allowed again.
         gro_flush_timeout: ns after which the kernel polls by itself while the interrupt is off.
+        queues: set it for the NAPI of these receive queues only, where kernel (6.13; `threaded`: 6.17) and driver tell
+            which those are, as igb and virtio_net do; else, and if None, for the device.
 
     None leaves a value alone. `threaded` can be set only while the device has NAPI instances: veth has them while an
     XDP program is attached, or GRO is on. A value that somebody changed meanwhile is left so, and said in the log; of
@@ -59,6 +63,7 @@ class Napi:
         threaded: bool | None = None,
         napi_defer_hard_irqs: int | None = None,
         gro_flush_timeout: int | None = None,
+        queues: Sequence[int] | None = None,
     ) -> None:
         self.netdev, self.netns = netdev, netns
         wanted = {
@@ -72,10 +77,19 @@ class Napi:
         try:
             for name, value in wanted.items():
                 if value is not None:
-                    self._set(name, value)
+                    for key in self._keys(name, tuple(queues or ())):
+                        self._set(key, value)
         except BaseException:
             self.close()
             raise
+
+    def _keys(self, name: str, queues: tuple[int, ...]) -> list[str]:
+        """What to set: the value of each queue's NAPI, or the device's."""
+        if queues:
+            with in_netns(self.netns):
+                if napi.has_own(self.netdev, queues, name):
+                    return [f"{name}{_OF_QUEUE}{queue}" for queue in queues]
+        return [name]
 
     def _set(self, name: str, value: int) -> None:
         subject = f"{self.netdev} in namespace {self.netns}" if self.netns else self.netdev
@@ -91,7 +105,10 @@ class Napi:
                     "the device has no NAPI now; veth has it while an XDP program is there",
                 )
             elif error.errno in (errno.ENOENT, errno.ENOSYS):
-                kind, hint = ModeUnsupportedError, f"it needs a device with NAPI and Linux {KNOBS[name]} or newer"
+                kind, hint = (
+                    ModeUnsupportedError,
+                    f"it needs a device with NAPI and Linux {KNOBS[name.partition(_OF_QUEUE)[0]]} or newer",
+                )
             raise kind(subject=subject, doing=f"setting {name} to {value}", errno=error.errno or 0, hint=hint) from None
         if before != value:
             self.changed[name] = before, value
@@ -109,7 +126,10 @@ class Napi:
 
 
 def tuned(netdev: str, netns: str | None = None) -> dict[str, int] | None:
-    """NAPI values of the device that are not 0, by name; empty without the device. None: we may not read them."""
+    """NAPI values of the device that are not 0, by name; empty without the device. None: we may not read them.
+
+    Those of single queues, where they are not the device's, by names such as ``"gro_flush_timeout of queue 3"``.
+    """
     found = {}
     try:
         with _sysfs(netdev, netns) as there:
@@ -118,11 +138,18 @@ def tuned(netdev: str, netns: str | None = None) -> dict[str, int] | None:
                     found[name] = _read(there, name)
     except OSError as error:
         return None if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS) else {}
+    with in_netns(netns):
+        for queue, one in napi.instances(netdev).items():
+            differs = {name: value for name, value in one.values.items() if value != found.get(name, 0)}
+            found |= {f"{name}{_OF_QUEUE}{queue}": value for name, value in differs.items()}
     return {name: value for name, value in found.items() if value}
 
 
 def untune(netdev: str, netns: str | None, name: str) -> str:
-    """The command that sets a NAPI value back to 0."""
+    """The command that sets a NAPI value back to 0, as `tuned` names it."""
+    name, _, queue = name.partition(_OF_QUEUE)
+    if queue:
+        return f"the kernel's ynl: --family netdev --do napi-set, {name.removeprefix('napi_').replace('_', '-')} to 0"
     inside = f"ip netns exec {netns} " if netns and not netns.startswith("/") else ""
     return f"{inside}sh -c 'echo 0 > /sys/class/net/{netdev}/{name}'"
 
@@ -198,11 +225,17 @@ def _read(there: int, name: str) -> int:
 
 
 def _read_knob(netdev: str, name: str) -> int:
+    name, _, queue = name.partition(_OF_QUEUE)
+    if queue:
+        return napi.read(netdev, int(queue), name)
     with _sysfs(netdev, None) as there:
         return _read(there, name)
 
 
 def _write_knob(netdev: str, name: str, value: int) -> None:
+    name, _, queue = name.partition(_OF_QUEUE)
+    if queue:
+        return napi.write(netdev, int(queue), name, value)
     with _sysfs(netdev, None) as there:
         fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=there)
         try:
@@ -211,5 +244,5 @@ def _write_knob(netdev: str, name: str, value: int) -> None:
             os.close(fd)
 
 
-#: The knobs of `KNOBS`, by their names.
+#: The knobs of `KNOBS`, by their names, and those of a queue's NAPI, with the queue behind.
 NAPI = Kind(_read_knob, _write_knob)

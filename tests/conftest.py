@@ -13,9 +13,11 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from beside import Beside
+
     from afxdp_pool import FramePool, Umem
 
-#: These run in the guest that tests/nic/machine.py boots: `make test-nic`.
+#: These run in the guest that tests/nic/machine.py boots: `make test-nic`, and tests/nic_guest.
 collect_ignore = ["nic"]
 
 # How long an example takes says more about who else uses the machine.
@@ -82,6 +84,29 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
         for row in rows:
             terminalreporter.line(row)
+
+
+def _in_guest(item: pytest.Item) -> bool:
+    return item.path.parent.name == "nic_guest"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_in_guest)  # last: until then the guest runs beside the others
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nic_guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside | None]:
+    """The guest of tests/nic, if its test is among those to be run; booted now, unless several processes share them."""
+    if not any(_in_guest(item) for item in request.session.items):
+        yield None
+        return
+    from beside import Beside
+
+    guest = Beside(tmp_path_factory.mktemp("guest") / "log")
+    if not hasattr(request.config, "workerinput"):
+        guest.start()
+    yield guest
+    guest.stop()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 
-from afxdp_pool import UmemConfig, hook, numa
+from afxdp_pool import UmemConfig, hook, napi, numa
 from afxdp_pool import netdev as netdevs
 from afxdp_pool.cli.defects import known
 from afxdp_pool.cli.finding import Finding
@@ -16,6 +16,7 @@ from afxdp_pool.errors import AfXdpError, NoSuchInterfaceError
 from afxdp_pool.knobs import left, shown
 from afxdp_pool.netdev import Netdev, XdpFeature, flag_names
 from afxdp_pool.numa import ranges
+from afxdp_pool.steering import in_words
 from afxdp_pool.tuning import tuned, untune
 
 _HEADERS = 14 + 4  # Ethernet and one VLAN tag
@@ -36,7 +37,7 @@ def examine(name: str, netns: str | None) -> list[Finding]:
     prefix = f"ip netns exec {netns} " if netns and not netns.startswith("/") else ""
     found = [_up(place, prefix), _driver(place, prefix), _mtu(place, prefix), *_features(place), _numa(place)]
     with netdevs.in_netns(netns):
-        found += [_hook(place), _offloads(place, prefix)]
+        found += [_hook(place), _offloads(place, prefix), *_interrupts(place)]
     found += _changed(place)
     zero_copy = place.features is not None and XdpFeature.XSK_ZEROCOPY in place.features.flags
     found += known(os.uname().release, place.driver, zero_copy=zero_copy) if place.driver else []
@@ -152,9 +153,13 @@ def _changed(place: Netdev) -> list[Finding]:
     known = {(one.kind, one.key): one for one in left(place.name, place.netns)}
     found = []
     for one in known.values():
-        text = f"{one.key} is {shown(one.value)}, and was {shown(one.before)}: "
+        words = in_words if one.kind == "steering" else lambda _, value: shown(value)
+        key = one.key.partition(" like ")[0]
+        text = f"{key} is {words(one.key, one.value)}, and was {words(one.key, one.before)}: "
         what = "NAPI" if one.kind == "napi" else one.kind
-        if one.alive:
+        if one.pid == 1:
+            found.append(Finding(what, "ok", f"{text}kept so", f"afxdp-pool steer -i {place.name} --restore"))
+        elif one.alive:
             found.append(Finding(what, "ok", f"{text}process {one.pid} wants it so, and puts it back"))
         else:
             found.append(Finding(what, "warn", f"{text}left by a killed process", _clean(place)))
@@ -167,6 +172,31 @@ def _changed(place: Netdev) -> list[Finding]:
         if ("napi", name) not in known
     ]
     return found or [Finding("NAPI", "ok", "as the driver left it")]
+
+
+def _interrupts(place: Netdev) -> list[Finding]:
+    """Where each queue's interrupt goes, which is where the driver polls it. In the device's namespace."""
+    all_told = napi.instances(place.name).values()
+    threads = [
+        Finding("NAPI thread", "ok", f"queue {one.queue}: {one.pid}", f"taskset --cpu-list --pid CPU {one.pid}")
+        for one in all_told
+        if one.pid is not None and one.values.get("threaded")
+    ]
+    told = [one for one in all_told if one.irq is not None]
+    cpus = {one.queue: napi.cpus_of_irq(one.irq or 0) for one in told}
+    if not any(cpus.values()):
+        return threads
+    text = ", ".join(f"queue {one.queue}: {one.irq} to CPU {cpus[one.queue] or '?'}" for one in told)
+    node = set(numa.cpus_of(place.numa_node)) if place.numa_node is not None else set()
+    away = [one for one in told if node and not node & set(numa.numbers(cpus[one.queue]))]
+    if away:
+        fix = f"echo {ranges(node)} > /proc/irq/{away[0].irq}/smp_affinity_list  (CPUs of the device's node)"
+        return [Finding("interrupts", "warn", f"{text}; of another NUMA node than the device's", fix), *threads]
+    single = [cpu for cpu in cpus.values() if cpu.isdigit()]
+    if len(set(single)) < len(single):
+        fix = f"echo CPU > /proc/irq/{told[-1].irq}/smp_affinity_list, one CPU a queue, none of them a worker's"
+        return [Finding("interrupts", "warn", f"{text}; queues share a CPU", fix), *threads]
+    return [Finding("interrupts", "ok", text), *threads]
 
 
 def _veth() -> Finding:

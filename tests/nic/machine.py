@@ -151,7 +151,9 @@ class Guest:
     def boot(self, script: str, accel: str, seconds: float, *, show: bool = True) -> bool:
         """Run `script` in the guest; whether it ended by itself."""
         (self.folder / "run.sh").write_text(script)
+        dies = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []  # with who waits for it here
         command = [
+            *dies,
             *self.machine.qemu,
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
             *("-machine", "q35", "-accel", accel, "-cpu", "max", "-smp", "2", "-m", "2048"),

@@ -16,8 +16,8 @@ from fake_nic import FakeNic
 
 import afxdp_pool as ap
 from afxdp_pool import ethtool, knobs, netlink
-from afxdp_pool.cli import main
-from afxdp_pool.netdev import Netdev
+from afxdp_pool.cli import doctor_netdev, main
+from afxdp_pool.netdev import Netdev, find
 from afxdp_pool.statedir import StateDirectory
 from afxdp_pool.steering import spread_table, steering_state
 
@@ -244,6 +244,21 @@ def test_the_command_sets_and_puts_back(nic: FakeNic, capsys: pytest.CaptureFixt
     assert "lo: put channels back to {'rx': 0, 'tx': 0, 'combined': 8}, kept at" in capsys.readouterr().out
     assert command("--restore --json") == 0
     assert json.loads(capsys.readouterr().out)["channels"]["combined"] == 8
+
+
+def test_the_doctor_says_what_is_kept(nic: FakeNic) -> None:
+    with ap.Steering("lo", kept=True) as steering:
+        steering.set_channels(4)
+        steering.spread(3)
+        steering.add(UDP)
+        said = [finding.text for finding in doctor_netdev._changed(find("lo")) if finding.what == "steering"]
+        assert said == [
+            "channels is 0 rx, 0 tx, 4 combined, and was 0 rx, 0 tx, 8 combined: kept so",
+            "rss table is queues [0, 1, 2], and was the driver's own: kept so",
+            "ntuple is True, and was False: kept so",
+            "rule 15 is ip=4,protocol=17,port=4242,queue=3,location=15, and was none: kept so",
+        ]
+        steering.put_back()
 
 
 def test_the_command_keeps_it_while_another_runs(
