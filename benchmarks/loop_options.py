@@ -53,7 +53,10 @@ KNOBS: dict[str, dict[str, ap.Options]] = {
         "on, budget 256": port(busy_poll_us=20, busy_poll_budget=256),
         "on, interrupts deferred": replace(port(busy_poll_us=20), napi_defer_hard_irqs=2, gro_flush_timeout=200_000),
     },
-    "threaded_napi": {"on": replace(BASE, threaded_napi=True)},
+    "threaded_napi": {
+        "on": replace(BASE, threaded_napi=True),
+        "on, and busy polling": replace(port(busy_poll_us=20), threaded_napi=True),
+    },
     "pinning": {"anywhere": replace(BASE, cpus=None), "the source's CPU": replace(BASE, cpus=(SOURCE_CPU,))},
 }
 

@@ -55,6 +55,15 @@ def test_the_loop_s_options_are_the_library_s() -> None:
     assert options("--ring-size 512").port.fill_level == 1024
     assert options("--no-threaded-napi").threaded_napi is False
     assert options("-q 0 -q 1 -q 2 --workers 2").queue_groups == [(0, 2), (1,)]
+    every = options("--queues all --workers queues --cpus 0,1")
+    assert every.queues == "all"
+    with pytest.raises(ConfigError, match="of which devices is not said"):
+        _ = every.queue_groups
+    with pytest.raises(ConfigError, match="2 CPUs for 1 workers"):
+        every.on("lo")
+    with pytest.raises(ConfigError, match="a broker's devices have is not known"):
+        options("-q all --via /nowhere").on("lo")
+    assert options("-q all").on("lo").queues == (0,)
 
 
 @pytest.mark.parametrize("line", ["--workers 2", "--cpus 0,1", "--busy-poll-budget 0"])

@@ -36,6 +36,19 @@ def test_fewer_queues_while_it_is_open(lab: Lab) -> None:
     assert (after.rx, after.tx) == (4, 4)
 
 
+def test_all_queues_of_devices_that_differ(lab: Lab) -> None:
+    left, right = lab.veth("left", queues=2), lab.veth("right")
+    every = replace(options(lab), queues="all", workers="queues")
+    with pytest.raises(ap.ConfigError, match="devices that differ: left-near has 2, right-near has 1; name the queues"):
+        ap.forward(left.near.name, right.near.name, both_ways=True, options=every)
+    with pytest.raises(ap.QueueRangeError, match=r"right-near in namespace .*: there is no queue 1"):
+        ap.forward(left.near.name, right.near.name, options=every)
+    with ap.forward(right.near.name, left.near.name, options=every) as runner:
+        assert [(port.netdev, port.queue) for port in runner.ports] == [("right-near", 0), ("left-near", 0)]
+    with ap.handle([left.near.name], lambda _: ap.DROP, options=every) as runner:
+        assert [port.queue for port in runner.ports] == [0, 1]
+
+
 def test_what_veth_does_not_have_is_refused_in_words(lab: Lab) -> None:
     pair = lab.veth("a", queues=2)
     with ap.Steering(pair.near.name, lab.engine_netns) as steering:
