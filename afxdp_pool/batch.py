@@ -281,10 +281,13 @@ class Batch(calls.Descs, HeaderAccess, RequestAccess, Chained):
         if self._owner is not None:
             self._owner[0]._require(self._owner[1])
 
-    def given(self, n: int) -> None:
-        """The first `n` packets have been given away: who sends or puts a batch tells it, for a part of `Frames`."""
-        if self._owner is not None:
-            self._owner[0]._give(self._owner[1][:n])
+    def giving(self, done: Any = None) -> Any:
+        """These packets are about to be given away: where C is to write how many were; `done`, or None for nowhere.
+
+        For the modules that call C. `Frames`, of which this may be a part, look there when they are next asked: whether
+        the call returned, or an exception came right behind it, is the same to them.
+        """
+        return done if self._owner is None else self._owner[0]._giving(self._owner[1], self._chain, done)
 
     def _look(self, at: int, n: int) -> None:
         """Somebody looks at `n` packets from `at` on. Of a closed Umem nobody else has them: the memory is theirs."""

@@ -69,6 +69,11 @@ class Chain:
         return Chain(self.frames[np.arange(starts[-1]) + shift], starts)
 
 
+def packets_of(chain: Chain | None, frames: int) -> int:
+    """How many packets the first so many frames are."""
+    return frames if chain is None else int(np.searchsorted(chain.starts, frames))
+
+
 class Chained:
     """What a `Batch` offers on packets that lie in several frames."""
 

@@ -23,6 +23,7 @@ from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import Batch
 from afxdp_pool.beacon import Beacon
 from afxdp_pool.binding import link_gone
+from afxdp_pool.chain import packets_of
 from afxdp_pool.config import check_batch
 from afxdp_pool.errors import (
     AfXdpError,
@@ -37,6 +38,7 @@ from afxdp_pool.handlers import Handler, check_handler
 from afxdp_pool.handling import bad_verdicts, slices
 from afxdp_pool.info import Info, handler_name, make_info
 from afxdp_pool.port import Port
+from afxdp_pool.refusals import frames_call
 from afxdp_pool.report import Report, make_report
 from afxdp_pool.routes import Route, Template, make_generator, set_routes
 from afxdp_pool.runner import Runner
@@ -111,7 +113,7 @@ class Forwarder(Runner):
         self._failure: BaseException | None = None
         self._stopping = False
         self._told: set[str] = set()
-        self._handed: deque[tuple[Batch, Port]] = deque()
+        self._handed: deque[tuple[Batch, Port, Any]] = deque()  # and where C writes how many frames of it were sent
         self._started = self._stopped = 0.0
         try:
             for port in self.ports:
@@ -194,10 +196,10 @@ class Forwarder(Runner):
         end = lib.afp_now_ns() + int(min(max(duration, 0.0), 1e9) * 1e9) if duration is not None else 1 << 62
         engine.packet_limit = engine.received + packets if packets else 0
         one_slice = slices(self.handler, engine, self.umem, self.ports) if self.handler else lib.afp_engine_run
-        for pool in mine:
-            pool.bind()
         self._started, self._stopped = time.monotonic(), 0.0
         try:
+            for pool in mine:
+                pool.bind()
             while True:
                 longest = SLICE_HANDING if self._handed else SLICE
                 why = one_slice(engine, min(end, lib.afp_now_ns() + int(longest * 1e9)))
@@ -222,13 +224,15 @@ class Forwarder(Runner):
                     break
             self._raise_for(why)
         finally:
-            lib.afp_engine_drain(engine, lib.afp_now_ns() + int(DRAIN_WITHIN * 1e9))
-            self._forget_stop()
-            for pool in mine:
-                if pool.state == "open" and pool.owner_tid == threading.get_native_id():
-                    pool.collect()
-                    pool.unbind()
-            self._stopped = time.monotonic()
+            try:
+                lib.afp_engine_drain(engine, lib.afp_now_ns() + int(DRAIN_WITHIN * 1e9))
+            finally:  # a second Ctrl-C may end the wait
+                self._forget_stop()
+                for pool in mine:
+                    if pool.state == "open" and pool.owner_tid == threading.get_native_id():
+                        pool.collect()
+                        pool.unbind()
+                self._stopped = time.monotonic()
         return self.snapshot()
 
     def _look_at_nodes(self) -> None:
@@ -262,7 +266,8 @@ class Forwarder(Runner):
             raise ForeignFrameError("the batch is of another Umem")
         engine = self.native
         # A batch that is lent is another one after the call.
-        self._handed.append((batch if batch._views is None else batch.copy(), port))
+        batch = batch if batch._views is None else batch.copy()
+        self._handed.append((batch, port, ffi.new("uint32_t *")))
         lib.afp_engine_stop(engine)
         if self._engine is None:  # closed meanwhile
             self._put_handed()
@@ -270,23 +275,32 @@ class Forwarder(Runner):
     def _send_handed(self) -> None:
         """Send what was handed over, as far as there is room."""
         while self._handed:
-            batch, port = self._handed.popleft()
+            rest, port, done = self._unsent()
             try:
-                sent = port.transmit(batch)
+                sent = port._send(rest, done)
             except (PoolError, LinkGoneError) as error:
                 bad = isinstance(error, PoolError)  # one descriptor, which is given up
-                self._handed.appendleft((batch[error.done + bad :], port))
+                self._handed[0] = rest[error.done + bad :], port, ffi.new("uint32_t *")
                 raise
-            if sent < len(batch):
-                self._handed.appendleft((batch[sent:], port))
+            if sent < len(rest):
                 return
+            self._handed.popleft()
+
+    def _unsent(self) -> tuple[Batch, Port, Any]:
+        """The first that was handed over, less what was sent of it, be it that an exception ended the call that did."""
+        batch, port, done = self._handed[0]
+        rest = batch[packets_of(batch._chain, done[0]) :]
+        self._handed[0] = first = rest, port, ffi.new("uint32_t *")
+        return first
 
     def _put_handed(self) -> None:
         """Nobody will send what was handed over."""
         with contextlib.suppress(IndexError):
             while self.umem._open:
+                rest, _, done = self._unsent()
                 with contextlib.suppress(PoolError):  # of a bad descriptor; the good ones are put
-                    self.umem.put(self._handed.popleft()[0])
+                    frames_call(lib.afp_put_all, self.umem.table, self.umem.data, rest, "put", done)
+                self._handed.popleft()
 
     def _forget_stop(self) -> None:
         """A stop was obeyed, or came too late for a run that has ended."""

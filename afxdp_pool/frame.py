@@ -3,6 +3,9 @@
 They own one reference to each of their packets until it is sent, put, or given back by `close()`. Forgotten ones are
 given back when Python collects them, with a ResourceWarning. Invariant: each reference is given away once, in whichever
 way and through whichever part of them it goes; what was given away is known, and refused the second time.
+
+That holds too when a signal's handler raises, as Ctrl-C's does. Python runs it after a call, at the start of a function
+or in a loop: so C itself writes down what it took or gave, and what passes from object to object does so between calls.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from afxdp_pool._native import lib
+from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import Batch, Bytes, need_batch
+from afxdp_pool.chain import Chain, packets_of
 from afxdp_pool.errors import (
     ConfigError,
     ForeignFrameError,
@@ -26,7 +30,7 @@ from afxdp_pool.errors import (
     PoolClosedError,
     PoolError,
 )
-from afxdp_pool.refusals import frames_call
+from afxdp_pool.refusals import raise_refused
 
 if TYPE_CHECKING:
     from afxdp_pool.pool import FramePool
@@ -61,28 +65,40 @@ class Frames(Batch):
     0
     """
 
-    __slots__ = ("__weakref__", "_given", "_lent", "_taken", "left")
+    __slots__ = ("__weakref__", "_given", "_lent", "_taken", "_told")
 
     _direct = False
 
-    #: Packets it still holds.
-    left: int
-
     def __init__(self, batch: Batch, *, lent: bool = False) -> None:
-        self.left = 0
         need_batch(batch)
         if batch.umem is None:
             raise InvalidDescriptorError("descriptors made by hand, of no Umem, cannot be held")
         batch.require()
         batch._look(0, len(batch))
-        super().__init__(batch.descs.copy(), batch.data, batch.port, frame_size=batch.frame_size, umem=batch.umem)
+        self._prepare(batch, lent=lent)
+        whole, places = (batch, slice(None)) if isinstance(batch, Frames) else batch._owner or (None, None)
+        self._take(whole, places, slice(None))
+        self._note()
+
+    def _prepare(self, batch: Batch, *, lent: bool = False) -> None:
+        """Be about these packets, and hold none of them yet."""
+        Batch.__init__(self, batch.descs.copy(), batch.data, batch.port, frame_size=batch.frame_size, umem=batch.umem)
         self._take_chain(batch._chain)
-        batch.given(len(batch))
-        self._given = np.zeros(len(batch), np.bool_)
+        self._given = np.ones(len(batch), np.bool_)  # what is not, or no longer, held
+        self._told: Any = None  # where C writes how many frames it gives away or takes, and of which packets
+        self._taken: Any = None
         self._lent = lent
-        tracer = batch.umem.tracer
-        self._taken = tracer.note(self) if tracer is not None else None
-        self.left = len(batch)
+
+    def _take(self, whole: Frames | None, places: Any, at: slice) -> None:
+        """Hold those `at` from now on, which were `whole`'s until now. No call may come between the two stores."""
+        if whole is not None:
+            whole._given[places] = True
+        self._given[at] = False
+
+    def _note(self) -> None:
+        assert self.umem is not None
+        if self.umem.tracer is not None:
+            self._taken = self.umem.tracer.note(self)
 
     @classmethod
     def join(cls, held: Iterable[Frames | Frame]) -> Frames:
@@ -106,9 +122,15 @@ class Frames(Batch):
             raise ForeignFrameError("frames of several Umems cannot be in one batch")
         assert first.umem is not None
         descs = np.concatenate([part._left_frames() for part in parts])
-        made = cls(Batch.of_frames(descs, first.data, first.port, umem=first.umem))
+        made = cls.__new__(cls)
+        made._prepare(Batch.of_frames(descs, first.data, first.port, umem=first.umem))
+        made._look(0, len(made))
+        at = 0
         for part in parts:
-            part.given(len(part))
+            end = at + part.left
+            made._take(part, slice(None), slice(at, end))
+            at = end
+        made._note()
         return made
 
     def __enter__(self) -> Self:
@@ -139,6 +161,11 @@ class Frames(Batch):
         return f"<Frames, {self.left} of {self._count} held>" if self.left else f"<Frames, {self._count} given away>"
 
     @property
+    def left(self) -> int:
+        """Packets it still holds."""
+        return int(np.count_nonzero(self._held()))
+
+    @property
     def closed(self) -> bool:
         """Whether it was closed: nothing of it can be looked at any more."""
         try:
@@ -155,12 +182,26 @@ class Frames(Batch):
         if self.left < self._count:
             self._require(np.arange(self._count))
 
-    def given(self, n: int) -> None:
-        """The first `n` packets have been given away."""
-        self._give(np.arange(n))
+    def giving(self, done: Any = None) -> Any:
+        """As `Batch.giving`: somebody keeps count of these."""
+        return self._giving(np.arange(self._count), self._chain, done)
+
+    def _giving(self, places: npt.NDArray[np.intp], chain: Chain | None, done: Any) -> Any:
+        done = ffi.new("uint32_t *") if done is None else done
+        self._told = done, places, chain, True
+        return done
+
+    def _held(self) -> npt.NDArray[np.bool_]:
+        """Which it holds, by what C wrote meanwhile."""
+        if self._told is not None:
+            done, places, chain, given = self._told
+            n = packets_of(chain, done[0])
+            self._given[places[:n]] = given
+            self._told = None
+        return ~self._given
 
     def _require(self, places: npt.NDArray[np.intp]) -> None:
-        if self.left < self._count and self._given[places].any():
+        if not self._held()[places].all():
             first = int(places[np.argmax(self._given[places])])
             raise FrameGoneError(
                 f"packet {first} of these frames was sent or given back already",
@@ -172,23 +213,12 @@ class Frames(Batch):
                 hint="keep() takes one more reference to it",
             )
 
-    def _give(self, places: npt.NDArray[np.intp]) -> None:
-        self._given[places] = True
-        self.left = self._count - int(np.count_nonzero(self._given))
-
-    def _rest(self) -> Batch:
-        """What is still held, as a plain batch: its references are its holder's."""
-        assert self.umem is not None
-        descs = self._left_frames()
-        self._give(np.arange(self._count))
-        return Batch.of_frames(descs, self.data, self.port, umem=self.umem)
-
     def _left_frames(self) -> npt.NDArray[Any]:
         """The descriptors of all frames of the packets that are still held."""
         if self._chain is None:
-            return self._descs if self.left == self._count else self._descs[~self._given]
+            return self._descs[self._held()]
         self._chain.sync(self._descs)
-        return self._chain.part(~self._given).frames
+        return self._chain.part(self._held()).frames
 
     def close(self) -> None:
         """Give back what is still held. Idempotent. Looking at its packets afterwards raises `FrameGoneError`.
@@ -201,17 +231,21 @@ class Frames(Batch):
         if self.closed:
             return
         assert self.umem is not None
-        rest = self._rest() if self.left else None
-        del self._descs
-        self._chain = None
-        self._pointer = self._fields = self._views = None
-        if rest is not None and self.umem._open:
-            self.umem.put(rest)
+        try:
+            if self.left and self.umem._open:
+                self.umem.put(self._part(self._held()))
+        finally:
+            if not self.left or not self.umem._open:  # else it was interrupted, and can be closed again
+                self._given[:] = True
+                del self._descs
+                self._chain = None
+                self._pointer = self._fields = self._views = None
 
     def __del__(self) -> None:
         if not getattr(self, "left", 0) or self.umem is None or not self.umem._open:
             return
-        umem, rest = self.umem, self._rest()
+        umem = self.umem
+        rest = Batch.of_frames(self._left_frames(), self.data, self.port, umem=umem)
         shown = ", ".join(map(str, rest.frames(rest.frame_size)[:8])) + (", ..." if len(rest) > 8 else "")
         what, which = ("1 packet", "frame") if len(rest) == 1 else (f"{len(rest)} packets", "frames")
         message = f"{what} forgotten that had been kept, and given back just now: {which} {shown}"
@@ -398,7 +432,14 @@ def keep(batch: Batch, key: Any) -> Any:
         at = int(key) % len(batch)
         key = slice(at, at + 1)
     part = batch[key]
-    frames_call(lib.afp_keep_all, umem.table, umem.data, part, "keep")
-    part._owner = None  # the references just taken are nobody's yet
-    held = Frames(part)
+    if batch.data is not umem.data:
+        raise ForeignFrameError("the batch is of another Umem")
+    part.require()
+    held = Frames.__new__(Frames)
+    held._prepare(part)
+    done = ffi.new("uint32_t *")
+    held._told = done, np.arange(len(part)), held._chain, False
+    if lib.afp_keep_all(umem.table, *held._moving(), done):
+        raise_refused(lib.afp_last_refusals(), 0, "keep")
+    held._note()
     return Frame(held) if one else held

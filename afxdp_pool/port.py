@@ -17,6 +17,7 @@ import numpy as np
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import DESC, Batch, need_batch
 from afxdp_pool.binding import check_place, link_gone, max_frames, return_program
+from afxdp_pool.chain import packets_of
 from afxdp_pool.config import MAX_COUNT, PortConfig, check_count
 from afxdp_pool.errors import (
     AfXdpError,
@@ -446,6 +447,10 @@ class Port(Waiting):
         need_batch(batch)
         if batch.data is not self.pool.umem.data:
             raise ForeignFrameError("the batch is of another Umem")
+        return self._send(batch)
+
+    def _send(self, batch: Batch, done: Any = None) -> int:
+        """`transmit`, of a batch on this Umem; C writes to `done` how many frames were sent."""
         batch.require()
         if batch._chain is not None and not self.config.multi_buffer:
             raise InvalidDescriptorError(
@@ -454,10 +459,12 @@ class Port(Waiting):
             )
         refused = ffi.new("struct afp_refusals *")
         pointer, frames = batch._moving()
-        sent = int(lib.afp_port_transmit(self.native, pointer, frames, refused))
-        if batch._chain is not None:
-            sent = int(np.searchsorted(batch._chain.starts, sent))  # packets
-        batch.given(sent)
+        done = batch.giving(done)
+        if done is None:
+            sent = int(lib.afp_port_transmit(self.native, pointer, frames, refused))
+        else:
+            sent = int(lib.afp_port_transmit_noted(self.native, pointer, frames, refused, done))
+        sent = packets_of(batch._chain, sent)
         try:
             self.kick()
         except LinkGoneError as error:

@@ -35,16 +35,15 @@ def raise_refused(refused: Any, done: int, doing: str) -> NoReturn:
     )
 
 
-def frames_call(call: Callable[..., int], table: Any, data: Bytes, batch: Batch, doing: str) -> int:
-    """Run one of C's calls over a batch's descriptors; raise for those it refused."""
+def frames_call(call: Callable[..., int], table: Any, data: Bytes, batch: Batch, doing: str, done: Any = None) -> int:
+    """Run one of C's calls over a batch's descriptors; raise for those it refused. `done`: see `Batch.giving`."""
     need_batch(batch)
     if batch.data is not data:
         raise ForeignFrameError("the batch is of another Umem")
     batch.require()
     pointer, frames = batch._moving()
-    refused = call(table, pointer, frames)
-    if doing == "put":
-        batch.given(len(batch))
+    done = batch.giving(done) if doing == "put" else None
+    refused = call(table, pointer, frames) if done is None else lib.afp_put_noted(table, pointer, frames, done)
     if refused:
-        raise_refused(lib.afp_last_refusals(), 0 if doing == "keep" else frames - refused, doing)
+        raise_refused(lib.afp_last_refusals(), frames - refused, doing)
     return len(batch)

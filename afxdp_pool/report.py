@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from afxdp_pool.port import Port, PortInfo
     from afxdp_pool.umem import Umem
 
+_STEPS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
 
 @dataclass(frozen=True)
 class PortReport:
@@ -100,8 +102,17 @@ class Report:
         rate = max(self.received, self.sent) / self.seconds if self.seconds else 0.0
         return (
             f"{self.seconds:.1f} s: received {self.received}, sent {self.sent}, completed {self.completed}, "
-            f"{rate / 1e6:.3f} Mpps"
+            f"{scaled(rate, 'pps')}"
         )
+
+
+def scaled(value: float, unit: str) -> str:
+    """A number of about four figures with its unit: ``1.234 Mpps``."""
+    for step, letter in _STEPS:
+        if value >= step * 0.99995:
+            figures = value / step
+            return f"{figures:.{3 if figures < 10 else 2 if figures < 100 else 1}f} {letter}{unit}"
+    return f"{value:.0f} {unit}"
 
 
 def make_report(

@@ -2,8 +2,9 @@
 
     python -m benchmarks.imports --output benchmarks/results/imports.json
 
-The statements take turns. Milliseconds are of the wall clock, from the statement's start to its end: the least of all
-rounds, and their median. Bytecode is there, as after the first run of any installed package.
+The statements take turns. Milliseconds are of the CPU's time, as on a quiet machine: the least of all rounds, and their
+median. Instructions, counted by valgrind where it is installed, are less what the interpreter's own start takes, and do
+not vary. Bytecode is there, as after the first run of any installed package.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,20 +31,27 @@ STATEMENTS = (
     "from afxdp_pool import forward",
     "import afxdp_pool.cli.entry",
 )
-CLOCK = "import time; began = time.perf_counter(); {}; print((time.perf_counter() - began) * 1e3)"
+CLOCK = "import time; began = time.process_time(); {}; print((time.process_time() - began) * 1e3)"
 
 
-def took(statement: str, cache: str) -> float:
-    """Milliseconds of one statement in a new interpreter that keeps its bytecode in `cache`."""
+def python(code: str, cache: str, *before: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a new interpreter that keeps its bytecode in `cache`."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run(
-        [sys.executable, "-c", CLOCK.format(statement)],
+    return subprocess.run(
+        [*before, sys.executable, "-c", code],
         env=environment | {"PYTHONPYCACHEPREFIX": cache},
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=True,
     )
-    return float(done.stdout)
+
+
+def instructions(statement: str, cache: str) -> int:
+    """How many a new interpreter executes from its start to its end."""
+    counter = ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null")
+    found = re.search(r"Collected : (\d+)", python(statement, cache, *counter).stderr)
+    assert found is not None
+    return int(found[1])
 
 
 def main() -> None:
@@ -50,14 +60,23 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     times: dict[str, list[float]] = {statement: [] for statement in STATEMENTS}
+    counts: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as cache:
         for statement in STATEMENTS:
-            took(statement, cache)  # makes the bytecode
+            python(statement, cache)  # makes the bytecode
         for _ in range(arguments.rounds):
             for statement in STATEMENTS:
-                times[statement].append(took(statement, cache))
+                times[statement].append(float(python(CLOCK.format(statement), cache).stdout))
+        if shutil.which("valgrind"):
+            start = instructions("pass", cache)
+            counts = {statement: instructions(statement, cache) - start for statement in STATEMENTS}
     results = [
-        {"statement": name, "least_ms": round(min(ms), 1), "median_ms": round(statistics.median(ms), 1)}
+        {
+            "statement": name,
+            "least_ms": round(min(ms), 1),
+            "median_ms": round(statistics.median(ms), 1),
+            "instructions": counts.get(name),
+        }
         for name, ms in times.items()
     ]
     for row in results:

@@ -120,7 +120,7 @@ def demo(pair: VethPair) -> None:
             said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
         status = next((line.split("status: ")[1].split(",")[0] for line in said if "status: " in line), "no answer")
         found = [line.split()[-1] for line in said if line and not line.startswith(";")]
-        print(f"dig {' '.join(question)}: {status} {' '.join(found)}")
+        print(f"dig {' '.join(question)}:", *[status, *found])
 
 
 if __name__ == "__main__":

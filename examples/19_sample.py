@@ -82,9 +82,9 @@ if __name__ == "__main__":
     with common.place(__doc__, "a", "b", parser=parser) as here:
         sampler = Sampler(here.args.every)
         with ap.handle(here.names, sampler, options=here.options) as forwarder:
-            with sampler.looking():
-                here.run(forwarder, demo)
+            with contextlib.ExitStack() as looking:
+                looking.enter_context(sampler.looking())
+                here.run(forwarder, demo, finish=looking.close)
             print(f"estimated ({sampler.left_out} samples left out):")
             for flow, n in sampler.flows.most_common():
                 print(f"  {flow}: {n}")
-            print(forwarder.audit().check())

@@ -49,7 +49,7 @@ async def run(a: ap.Port, b: ap.Port, here: common.Place) -> None:
         ways = [asyncio.create_task(slow(*ports, args.delay / 1000, args.loss / 100)) for ports in ((a, b), (b, a))]
         try:
             if here.pairs:
-                await asyncio.to_thread(demo, *here.pairs)
+                await asyncio.to_thread(demo, args.loss, *here.pairs)
             else:
                 print(f"running on {', '.join(here.names)}; Ctrl-C ends it", flush=True)
                 await asyncio.wait(ways, timeout=here.seconds)
@@ -61,14 +61,16 @@ async def run(a: ap.Port, b: ap.Port, here: common.Place) -> None:
                     raise ended
 
 
-def demo(a: VethPair, b: VethPair) -> None:
+def demo(loss: float, a: VethPair, b: VethPair) -> None:
     """Pings, and test packets, between two hosts."""
     common.wire(a, b)
     print("ping:", common.ping(a, "-c5", "-i0.2", b.far.ipv4))
     with Sink(b.far) as sink, Source(a.far, target_mac=b.far.mac) as source:
         source.send(5000, rate=10_000)
         seen = sink.wait(5000, timeout=1)
-        print(f"{seen.unique} of 5000 packets at the far end, {seen.reordered} out of order")
+        print(
+            f"{seen.unique} of 5000 packets at the far end, {seen.reordered} out of order; {loss:g} % were to be lost"
+        )
 
 
 if __name__ == "__main__":

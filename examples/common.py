@@ -106,7 +106,8 @@ def place(
     parser.description = doc
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     wanted = f"{len(pairs)}{' or more' * many}"
-    parser.add_argument("interfaces", nargs="*", metavar="INTERFACE", help=f"{wanted}; none: a lab of veth pairs")
+    explained = f"{wanted}; without any, it makes a lab of veth pairs"
+    parser.add_argument("interfaces", nargs="*", metavar="INTERFACE", help=explained)
     default = "%(default)s" if parser.get_default("seconds") else "until Ctrl-C"
     parser.add_argument("--seconds", type=float, help=f"how long to run on INTERFACE; default: {default}")
     parser.add_argument("--netns", help="the network namespace the interfaces are in")

@@ -53,7 +53,8 @@ int afp_pool_alloc(struct afp_pool *p, struct afp_desc *out, uint32_t n);
 uint32_t afp_put(struct afp_table *t, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
 uint32_t afp_put_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
 uint32_t afp_ref_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
-uint32_t afp_keep_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
+uint32_t afp_keep_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n, uint32_t *done);
+uint32_t afp_put_noted(struct afp_table *t, const struct afp_desc *descs, uint32_t n, uint32_t *done);
 struct afp_refusals *afp_last_refusals(void);
 
 /* ring.h, port.h */
@@ -95,6 +96,8 @@ void afp_port_ring_levels(struct afp_port *port, uint32_t *out);
 int afp_port_fill(struct afp_port *port, uint32_t n);
 uint32_t afp_port_receive(struct afp_port *port, struct afp_desc *out, uint32_t n);
 uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
+uint32_t afp_port_transmit_noted(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused,
+				 uint32_t *done);
 uint32_t afp_port_complete(struct afp_port *port, uint32_t n);
 uint32_t afp_receive_packets(struct afp_port *port, struct afp_desc *out, uint32_t room, uint32_t packets);
 int afp_port_kick(struct afp_port *port);

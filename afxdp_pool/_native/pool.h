@@ -138,8 +138,10 @@ uint32_t afp_ref(struct afp_table *t, const struct afp_desc *descs, uint32_t n, 
 /* The same; return how many were refused, and keep which for the calling thread to ask. */
 uint32_t afp_put_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
 uint32_t afp_ref_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
+/* For callers that an exception may cut off from what is returned: *done becomes how many frames changed hands. */
+uint32_t afp_put_noted(struct afp_table *t, const struct afp_desc *descs, uint32_t n, uint32_t *done);
 /* afp_ref_all(), but all or none: at the first that is refused, those before it are given back. */
-uint32_t afp_keep_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n);
+uint32_t afp_keep_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n, uint32_t *done);
 struct afp_refusals *afp_last_refusals(void);
 /* afp_put_all() in two steps: what goes straight into this thread's own cache, from the first on, and takes no lock; the rest,
  * from `from` on. */

@@ -251,6 +251,12 @@ uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, 
 	return done;
 }
 
+uint32_t afp_port_transmit_noted(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused,
+				 uint32_t *done)
+{
+	return *done = afp_port_transmit(port, descs, n, refused);
+}
+
 /* A reference comes back from this port's TX ring. */
 static enum afp_reason back_from_tx(struct afp_port *port, struct afp_box *box, uint32_t frame)
 {

@@ -122,6 +122,9 @@ int afp_port_kernel_stats(const struct afp_port *port, uint64_t *out);
 int afp_port_fill(struct afp_port *port, uint32_t n);
 uint32_t afp_port_receive(struct afp_port *port, struct afp_desc *out, uint32_t n);
 uint32_t afp_port_transmit(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
+/* The same; *done becomes what is returned, as of afp_put_noted(). */
+uint32_t afp_port_transmit_noted(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused,
+				 uint32_t *done);
 uint32_t afp_port_complete(struct afp_port *port, uint32_t n);
 /* Tell the kernel that there is something to send. 0, or a negative errno that will not go away by trying again. */
 int afp_port_kick(struct afp_port *port);

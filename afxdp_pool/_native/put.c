@@ -408,7 +408,7 @@ uint32_t afp_ref_all(struct afp_table *t, const struct afp_desc *descs, uint32_t
 	return refusals.n;
 }
 
-uint32_t afp_keep_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n)
+uint32_t afp_keep_all(struct afp_table *t, const struct afp_desc *descs, uint32_t n, uint32_t *done)
 {
 	struct afp_refusals ignored = {0};
 
@@ -418,7 +418,16 @@ uint32_t afp_keep_all(struct afp_table *t, const struct afp_desc *descs, uint32_
 			continue;
 		refusals.item[0].index = i;
 		afp_put(t, descs, i, &ignored);
-		break;
+		return refusals.n;
 	}
-	return refusals.n;
+	*done = n;
+	return 0;
+}
+
+uint32_t afp_put_noted(struct afp_table *t, const struct afp_desc *descs, uint32_t n, uint32_t *done)
+{
+	uint32_t refused = afp_put_all(t, descs, n);
+
+	*done = n; /* those refused are not their holder's either */
+	return refused;
 }

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from afxdp_pool import AfXdpError, Audit, Info, PortReport, PrivilegeError, Report, __version__
 from afxdp_pool.cli.meter import FILL_EMPTY, Rate, losses
+from afxdp_pool.report import scaled
 
 if TYPE_CHECKING:
     from afxdp_pool.capture import Capture
 
 _STOPPED_BY = {"duration": "its duration", "count": "its count", "SIGINT": "Ctrl-C", "error": "an error"}
-_STEPS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,6 @@ class Outcome:
     captured: Captured | None = None
     info: Info | None = None
     silence: tuple[str, ...] = ()
-
-
-def scaled(value: float, unit: str) -> str:
-    """A number of about four figures with its unit: ``1.234 Mpps``."""
-    for step, letter in _STEPS:
-        if value >= step * 0.99995:
-            figures = value / step
-            return f"{figures:.{3 if figures < 10 else 2 if figures < 100 else 1}f} {letter}{unit}"
-    return f"{value:.0f} {unit}"
 
 
 def duration(ns: float) -> str:

@@ -21,9 +21,10 @@ import numpy.typing as npt
 import afxdp_pool as ap
 from afxdp_pool.cli.meter import FILL_EMPTY, Rate, losses
 from afxdp_pool.cli.notices import Notices
-from afxdp_pool.cli.output import clock, duration, places, scaled
+from afxdp_pool.cli.output import clock, duration, places
 from afxdp_pool.cli.views import History, View
 from afxdp_pool.errors import need_extra
+from afxdp_pool.report import scaled
 
 try:
     from rich.console import Console, ConsoleOptions, RenderResult

@@ -19,8 +19,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from afxdp_pool.cli.meter import CAUSES
-from afxdp_pool.cli.output import duration, scaled
+from afxdp_pool.cli.output import duration
 from afxdp_pool.machine import Engine, Machine, Program, Socket, Watcher
+from afxdp_pool.report import scaled
 from afxdp_pool.stats import KernelStats
 
 #: Nanoseconds in a handler's call from which it is shown as slow: a batch a millisecond is far from any line rate.

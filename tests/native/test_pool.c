@@ -234,14 +234,18 @@ static void references_are_kept_all_or_none(struct afp_table *t)
 {
 	struct afp_pool *p = afp_pool_create(t, 64, 0);
 	struct afp_desc d[8], wild = {.addr = t->size, .len = 1};
+	uint32_t done = 0;
 	uint8_t held[9];
 
 	CHECK_EQ(afp_pool_alloc(p, d, 8), 8);
-	CHECK_EQ(afp_keep_all(t, d, 8), 0);
-	CHECK_EQ(put(t, d, 8), 8);
+	CHECK_EQ(afp_keep_all(t, d, 8, &done), 0);
+	CHECK_EQ(done, 8);
+	CHECK_EQ(afp_put_noted(t, d, 8, &done), 0);
 	CHECK_EQ(afp_held(t, d, 8, NULL), 8);
 	CHECK_EQ(put(t, d + 5, 1), 1);
-	CHECK_EQ(afp_keep_all(t, d, 8), 1);
+	done = 0;
+	CHECK_EQ(afp_keep_all(t, d, 8, &done), 1);
+	CHECK_EQ(done, 0);
 	CHECK_EQ(afp_last_refusals()->item[0].index, 5);
 	CHECK_EQ(afp_last_refusals()->item[0].reason, AFP_NOT_HELD);
 	CHECK_EQ(word_refs(word_load(t, frame_of(t, d[0].addr))), 1);
@@ -249,7 +253,7 @@ static void references_are_kept_all_or_none(struct afp_table *t)
 	CHECK_EQ(afp_held(t, d, 8, held), 7);
 	CHECK(held[4] && !held[5] && held[6]);
 	CHECK_EQ(afp_held(t, &wild, 1, held), 0);
-	CHECK_EQ(afp_keep_all(t, &wild, 1), 1);
+	CHECK_EQ(afp_keep_all(t, &wild, 1, &done), 1);
 	/* The same frame in its next life is another. */
 	CHECK_EQ(afp_pool_alloc(p, d + 5, 1), 1);
 	CHECK_EQ(afp_held(t, d, 8, held), 8);

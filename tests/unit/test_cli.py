@@ -40,6 +40,7 @@ from afxdp_pool.cli.meter import Meter, Rate, losses
 from afxdp_pool.cli.notices import Notices
 from afxdp_pool.cli.screen import Picture, Screen, Shape
 from afxdp_pool.cli.views import Lines, View, choose_view
+from afxdp_pool.report import scaled
 from afxdp_pool.testing import packets
 
 FRAMES = {"umem": 4096, "pool": 64, "fill": 1984, "app": 0, "tx": 2048}
@@ -311,7 +312,7 @@ def test_the_words_for_captures(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_scaled(value: float, text: str) -> None:
-    assert output.scaled(value, "pps") == text
+    assert scaled(value, "pps") == text
 
 
 def test_rates_are_of_the_last_second() -> None:
