@@ -25,7 +25,7 @@ from packages import Machine, Missing, get_machine
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 MODULES = ("9p", "9pnet_virtio", "virtio_pci", "virtio_net", "igb", "veth", "sch_netem")
-SECONDS, KVM_SECONDS = 1200, 20
+SECONDS, KVM_SECONDS = 2400, 20
 
 #: Name in the guest, MAC address, the cable it is on. i0, v0 and w0 are the engine's, i1 and v1 the far ends.
 NICS = {
@@ -124,6 +124,8 @@ def guest_script(arguments: Sequence[str]) -> str:
         "pytest",
         "-p",
         "no:cacheprovider",
+        "-p",
+        "no:hypothesispytest",
         "-p",
         "in_guest",
         f"--color={colour}",

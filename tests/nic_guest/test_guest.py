@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from beside import NIC, Beside
 
-WITHIN = 1500.0  # seconds; it has been running beside the other tests
+WITHIN = 2500.0  # seconds, which is more than the guest gives itself; it has been running beside the other tests
 
 
 @pytest.mark.timeout(WITHIN + 60)

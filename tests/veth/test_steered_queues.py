@@ -10,6 +10,7 @@ import pytest
 from live_lab import audited, options, wait_for
 
 import afxdp_pool as ap
+from afxdp_pool.ethtool import Channels
 from afxdp_pool.testing.lab import Lab
 from afxdp_pool.testing.traffic import Source
 
@@ -73,10 +74,10 @@ def test_the_command_keeps_and_puts_back(lab: Lab) -> None:
         return done.stdout
 
     assert call("--rx-channels", "2") == "a-near: queues: 2 rx\n"
-    with ap.Steering(pair.near.name, lab.engine_netns):
-        pass  # the next that uses the device does not take it for a dead process's
-    assert "2 rx (of 4)" in call()
+    with ap.Steering(pair.near.name, lab.engine_netns) as steering:  # it does not take it for a dead process's
+        assert steering.state().channels == Channels(2, 4, 0, 4, 4, 0)
     assert "3 rx (of 4)" in call("--rx-channels", "3", "--", *steer), "while the command runs"
     assert "2 rx (of 4)" in call()
     assert call("--restore").startswith("a-near: put channels back to {'rx': 4")
-    assert "4 rx (of 4)" in call()
+    now = ap.steering_state(pair.near.name, lab.engine_netns).channels
+    assert now == Channels(4, 4, 0, 4, 4, 0)
