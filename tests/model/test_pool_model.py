@@ -271,12 +271,14 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(which=which_pool)
     def flush(self, which: int) -> None:
         self.pools[which].flush()
+        self.model.finish(self.keys[which])
         self.model.collect(self.keys[which])
         assert self.pools[which].inflight == self.model.outstanding(self.keys[which])
 
     @rule(which=which_pool, quota=st.sampled_from([0, 60]))
     def close_a_pool(self, which: int, quota: int) -> None:
         self.pools[which].close()
+        self.model.finish(self.keys[which])
         self.model.collect(self.keys[which])
         self.model.pools[self.keys[which]].open = False
         key = self.keys[which]
