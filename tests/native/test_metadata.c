@@ -27,6 +27,7 @@ static void records_follow_their_descriptors(struct afp_table *t)
 			/* Any headroom, so any alignment. */
 			uint64_t addr = fake_take_fill(port) + 256 + round;
 
+			memset(t->area + addr - RECORD, 0xa5, RECORD); /* of whoever had the frame before */
 			if (i % 2)
 				tell(t, addr, round * 4 + i);
 			fake_rx(port, addr, 60);

@@ -245,7 +245,52 @@ static void a_tap_copies_the_whole_packet(struct afp_table *t)
 	CHECK_EQ(afp_pool_destroy(p), 0);
 }
 
+static void a_packet_waits_for_its_end_and_for_room(struct afp_table *t)
+{
+	struct afp_pool *p = afp_pool_create(t, 64, 0);
+	struct afp_port *port = multi_port(t, p);
+	struct afp_desc d[64], single[SIZE - 2];
+	struct afp_port_stats s;
+	uint64_t addr[3];
+	uint32_t bad;
+
+	CHECK_EQ(afp_port_fill(port, 5), 5);
+	for (int i = 0; i < 3; i++)
+		addr[i] = fake_take_fill(port) + 256;
+	rx(port, addr[0], 100, true);
+	CHECK_EQ(afp_port_receive(port, d, 64), 0);
+	rx(port, addr[1], 100, true);
+	CHECK_EQ(afp_port_receive(port, d, 64), 0);
+	rx(port, addr[2], 100, false);
+	CHECK_EQ(afp_port_receive(port, d, 64), 3);
+	CHECK_EQ(packets_in(d, 3), 1);
+
+	CHECK_EQ(afp_pool_alloc(p, single, SIZE - 2), SIZE - 2);
+	for (uint32_t i = 0; i < SIZE - 2; i++)
+		single[i].len = 60;
+	CHECK_EQ(transmit(port, single, SIZE - 2, &bad), SIZE - 2);
+	CHECK_EQ(transmit(port, d, 3, &bad), 0);
+	CHECK_EQ(bad, AFP_OK);
+	check_whole(t);
+	CHECK_EQ(fake_send(port), SIZE - 2);
+	CHECK_EQ(afp_port_complete(port, SIZE), SIZE - 2);
+	CHECK_EQ(transmit(port, d, 3, &bad), 3);
+	CHECK_EQ(fake_send(port), 3);
+	CHECK_EQ(afp_port_complete(port, SIZE), 3);
+
+	/* One part by one byte too long: none of it is received. */
+	rx(port, fake_take_fill(port) + 256, 100, true);
+	rx(port, fake_take_fill(port) + 256, FRAME_SIZE - 255, false);
+	CHECK_EQ(afp_port_receive(port, d, 64), 0);
+	afp_port_read_stats(port, &s);
+	CHECK_EQ(s.rx_bad, 1);
+	check_whole(t);
+	afp_port_free(port);
+	CHECK_EQ(afp_pool_destroy(p), 0);
+}
+
 static const struct test tests[] = {
+	{"a_packet_waits_for_its_end_and_for_room", a_packet_waits_for_its_end_and_for_room, 0},
 	{"forwarded_whole_at_any_size_and_room", forwarded_whole_at_any_size_and_room, 0},
 	{"refused_packets_lend_nothing", refused_packets_lend_nothing, 0},
 	{"a_kernel_that_lies_neither_loses_nor_doubles_a_frame", a_kernel_that_lies_neither_loses_nor_doubles_a_frame, 0},

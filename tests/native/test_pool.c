@@ -265,6 +265,24 @@ static void references_are_kept_all_or_none(struct afp_table *t)
 	CHECK_EQ(afp_pool_destroy(p), 0);
 }
 
+static void a_post_of_another_pools_frame_is_refused(struct afp_table *t)
+{
+	struct afp_pool *p = afp_pool_create(t, 64, 0), *its = afp_pool_create(t, 64, 0);
+	struct afp_box box;
+	struct afp_desc d;
+
+	CHECK_EQ(afp_pool_alloc(its, &d, 1), 1);
+	afp_box_open(&box, 1);
+	CHECK(afp_box_add(&box, p, frame_of(t, d.addr), d.gen, AFP_APP));
+	afp_box_flush(&box);
+	CHECK_EQ(afp_pool_collect(p), 0);
+	CHECK_EQ(stats_of(p).late_refused, 1);
+	check_whole(t);
+	CHECK_EQ(put(t, &d, 1), 1); /* its holder has it still */
+	CHECK_EQ(afp_pool_destroy(p), 0);
+	CHECK_EQ(afp_pool_destroy(its), 0);
+}
+
 static void a_quota_is_kept_to_the_frame(struct afp_table *t)
 {
 	struct afp_desc d[FRAMES];
@@ -294,6 +312,7 @@ static const struct test tests[] = {
 	{"a_post_that_waits_forbids_every_other_use", a_post_that_waits_forbids_every_other_use, 0},
 	{"a_late_post_to_a_dead_pool_waits_for_its_heir_and_is_refused", a_late_post_to_a_dead_pool_waits_for_its_heir_and_is_refused, 0},
 	{"a_box_serves_more_pools_than_it_has_slots", a_box_serves_more_pools_than_it_has_slots, 0},
+	{"a_post_of_another_pools_frame_is_refused", a_post_of_another_pools_frame_is_refused, 0},
 	{"a_quota_is_kept_to_the_frame", a_quota_is_kept_to_the_frame, 0},
 	{"references_count_to_4095", references_count_to_4095, 0},
 	{"references_are_kept_all_or_none", references_are_kept_all_or_none, 0},

@@ -140,6 +140,42 @@ static void anothers_frame_is_no_packet_of_ours(struct afp_table *t)
 	CHECK_EQ(afp_pool_destroy(p), 0);
 }
 
+/* RX returns what is in FILL, COMPLETION what is in TX, each its own port's. */
+static void each_ring_returns_what_it_was_given(struct afp_table *t)
+{
+	struct afp_pool *p = afp_pool_create(t, 64, 0);
+	struct afp_port *mine = fake_port(t, p, 64, 16), *its = fake_port(t, p, 64, 16);
+	struct afp_port_stats s;
+	struct afp_desc d, none;
+	uint64_t filled;
+
+	CHECK_EQ(afp_port_fill(mine, 1), 1);
+	filled = fake_take_fill(mine);
+	CHECK_EQ(afp_pool_alloc(p, &d, 1), 1);
+	d.len = 60;
+	CHECK_EQ(transmit(mine, &d, 1), 1);
+	fake_comp(mine, filled);
+	fake_rx(mine, d.addr, 60);
+	fake_comp(its, d.addr);
+	fake_comp(its, filled);
+	CHECK_EQ(afp_port_complete(mine, 64), 0);
+	CHECK_EQ(afp_port_receive(mine, &none, 1), 0);
+	CHECK_EQ(afp_port_complete(its, 64), 0);
+	afp_port_read_stats(mine, &s);
+	CHECK_EQ(s.completion_bad, 1);
+	CHECK_EQ(s.rx_bad, 1);
+	afp_port_read_stats(its, &s);
+	CHECK_EQ(s.completion_bad, 2);
+	check_whole(t);
+	CHECK_EQ(audit(t).state[AFP_FILL], 1);
+	CHECK_EQ(audit(t).state[AFP_TX], 1);
+	CHECK_EQ(fake_send(mine), 1);
+	CHECK_EQ(afp_port_complete(mine, 64), 1);
+	afp_port_free(mine);
+	afp_port_free(its);
+	CHECK_EQ(afp_pool_destroy(p), 0);
+}
+
 /* The first completion came while nobody owned the pool, and waits in its inbox; the second comes to the owner. */
 static void a_completion_that_is_posted_is_not_honoured_again(struct afp_table *t)
 {
@@ -231,6 +267,67 @@ static void clones_come_home_by_any_way(struct afp_table *t)
 	}
 	for (int i = 0; i < 3; i++)
 		afp_port_free(port[i]);
+	CHECK_EQ(afp_pool_destroy(p), 0);
+}
+
+/* Generation 0 is never given out, and claims of the number that comes next are of lives long over. */
+static void generations_wrap_on_their_way_through_fill(struct afp_table *t)
+{
+	struct afp_pool *p = afp_pool_create(t, 64, 0);
+	struct afp_port *port = fake_port(t, p, 64, 64);
+	struct afp_refusals refused = {0};
+	struct afp_desc d[64];
+
+	CHECK_EQ(afp_pool_alloc(p, d, 64), 64);
+	for (int i = 0; i < 64; i++) {
+		uint32_t frame = frame_of(t, d[i].addr);
+
+		word_store(t, frame, word_load(t, frame) | AFP_GEN_MASK);
+		d[i].gen = UINT16_MAX;
+		atomic_store(&t->returned[frame], 1);
+		atomic_store(&t->completed[frame], 1);
+	}
+	CHECK_EQ(put(t, d, 64), 64);
+	CHECK_EQ(afp_port_fill(port, 64), 64);
+	check_whole(t);
+	fake_deliver(t, port, 64, 60, 0);
+	CHECK_EQ(afp_port_receive(port, d, 64), 64);
+	for (int i = 0; i < 64; i++)
+		CHECK_EQ(d[i].gen, 1);
+	CHECK_EQ(afp_ref(t, d, 64, &refused), 64);
+	CHECK_EQ(put(t, d, 64), 64);
+	CHECK_EQ(transmit(port, d, 64), 64);
+	CHECK_EQ(fake_send(port), 64);
+	CHECK_EQ(afp_port_complete(port, 64), 64);
+	afp_port_free(port);
+	CHECK_EQ(afp_pool_destroy(p), 0);
+}
+
+static void what_is_with_a_ring_is_not_put(struct afp_table *t)
+{
+	struct afp_pool *p = afp_pool_create(t, 64, 0);
+	struct afp_port *port = fake_port(t, p, 8, 8);
+	struct afp_refusals refused = {0};
+	struct afp_desc d[2];
+
+	CHECK_EQ(afp_pool_alloc(p, d, 2), 2);
+	d[0].len = d[1].len = 60;
+	CHECK_EQ(transmit(port, d, 1), 1);
+	CHECK_EQ(afp_put(t, d, 1, &refused), 0);
+	CHECK_EQ(refused.item[0].reason, AFP_NOT_HELD);
+	/* Of two references one: the other is its holder's still. */
+	CHECK_EQ(afp_ref(t, d + 1, 1, &refused), 1);
+	CHECK_EQ(transmit(port, d + 1, 1), 1);
+	CHECK_EQ(put(t, d + 1, 1), 1);
+	CHECK_EQ(put(t, d + 1, 1), 0);
+	CHECK_EQ(transmit(port, d, 2), 0);
+	CHECK_EQ(afp_ref(t, d, 2, &refused), 0);
+	check_whole(t);
+	CHECK_EQ(audit(t).state[AFP_TX], 2);
+	CHECK_EQ(fake_send(port), 2);
+	CHECK_EQ(afp_port_complete(port, 8), 2);
+	CHECK_EQ(put(t, d, 2), 0);
+	afp_port_free(port);
 	CHECK_EQ(afp_pool_destroy(p), 0);
 }
 
@@ -441,9 +538,12 @@ static const struct test tests[] = {
 	{"full_rings_are_counts", full_rings_are_counts, 0},
 	{"every_lie_is_counted_and_harmless", every_lie_is_counted_and_harmless, 0},
 	{"anothers_frame_is_no_packet_of_ours", anothers_frame_is_no_packet_of_ours, 0},
+	{"each_ring_returns_what_it_was_given", each_ring_returns_what_it_was_given, 0},
 	{"a_completion_that_is_posted_is_not_honoured_again", a_completion_that_is_posted_is_not_honoured_again, 0},
 	{"what_the_kernel_would_refuse_is_refused_here", what_the_kernel_would_refuse_is_refused_here, 0},
 	{"clones_come_home_by_any_way", clones_come_home_by_any_way, 0},
+	{"generations_wrap_on_their_way_through_fill", generations_wrap_on_their_way_through_fill, 0},
+	{"what_is_with_a_ring_is_not_put", what_is_with_a_ring_is_not_put, 0},
 	{"a_port_takes_255_clones_of_one_frame", a_port_takes_255_clones_of_one_frame, 0},
 	{"closing_reclaims_all_and_only_its_own", closing_reclaims_all_and_only_its_own, 0},
 	{"a_pool_may_close_before_its_ports", a_pool_may_close_before_its_ports, 0},

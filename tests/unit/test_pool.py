@@ -12,6 +12,7 @@ from afxdp_pool import (
     Batch,
     ConfigError,
     DoubleFreeError,
+    ForeignFrameError,
     FramePool,
     InvalidDescriptorError,
     MemoryLimitError,
@@ -333,3 +334,13 @@ def test_packets_are_written_into_frames_in_order(umem: Umem) -> None:
         some = few.write(content)
         assert [bytes(packet) for packet in some] == content[:3], "as many as there are frames"
         few.put(some)
+
+
+def test_a_batch_of_another_umem_is_foreign_whatever_its_addresses(umem: Umem, pool: FramePool) -> None:
+    with conserved() as other, FramePool(other) as its:
+        mine, theirs = pool.alloc(4), its.alloc(4)
+        assert mine.descs.tolist() == theirs.descs.tolist()
+        for use in (umem.put, pool.put, pool.ref):
+            with pytest.raises(ForeignFrameError, match="of another Umem"):
+                use(theirs)
+        assert its.put(theirs) == pool.put(mine) == 4
