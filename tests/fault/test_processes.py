@@ -83,9 +83,14 @@ def test_killed_at_random_moments(flow: Flow, record: Record) -> None:
 
 @pytest.mark.parametrize("attach", ["link", "libxdp"])
 def test_several_starters_at_once(flow: Flow, record: Record, attach: str) -> None:
-    """One gets the device; each of the others is told by whom it is taken. Before, one was killed there."""
+    """Let go at one moment, by the end of a pipe: one gets the device, the others are told by whom it is taken.
+
+    Before the second start one was killed there.
+    """
     text = (
-        "import sys, afxdp_pool as ap\n"
+        "import os, sys, afxdp_pool as ap\n"
+        "start = ap.drop, ap.Options\n"
+        "print('ready', flush=True); os.read(int(sys.argv[4]), 1)\n"
         "try:\n"
         "    with ap.drop(sys.argv[1], options=ap.Options(netns=sys.argv[2], attach=sys.argv[3])) as engine:\n"
         "        print('has it', flush=True); sys.stdin.readline(); engine.audit().check()\n"
@@ -94,9 +99,14 @@ def test_several_starters_at_once(flow: Flow, record: Record, attach: str) -> No
     )
     arguments = flow.left.near.name, flow.lab.engine_netns, attach
     for _ in range(2):
-        starters = [script(text, *arguments, stdin=subprocess.PIPE) for _ in range(4)]
+        start, go = os.pipe()
+        words = *arguments, str(start)
+        starters = [script(text, *words, stdin=subprocess.PIPE, pass_fds=(start,)) for _ in range(4)]
+        os.close(start)
         record.pids |= {process.pid for process in starters}
         try:
+            assert [process.stdout.readline() for process in starters if process.stdout] == ["ready\n"] * 4
+            os.close(go)
             first = [process.stdout.readline() for process in starters if process.stdout]
         finally:
             for process in starters:

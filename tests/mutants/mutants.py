@@ -24,7 +24,7 @@ TABLE = ROOT / "docs" / "mutants.md"
 HEAD = """# Planted bugs
 
 `make mutants` plants each of these bugs in a copy of the library, one at a time, builds it, and runs the tests: one of
-them has to fail. It writes this table, from `tests/mutants/results.json`. The bugs are in `tests/mutants/planted.py`;
+them has to fail. It writes this table, from `tests/mutants/results.json`. The bugs are in `tests/mutants/bugs_*.py`;
 a test sees to it that each still fits the code, and that each was killed. The last column is the test that failed
 first, and what it failed by where that was no check of its own.
 
@@ -63,7 +63,7 @@ def table(results: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Judge all of them, or those named; 1 if one survived."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="only these; nothing is written")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these; the results of the others stay")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at once (the number of CPUs)")
     parser.add_argument("--named", action="store_true", help="try only the tests that a bug names")
     arguments = parser.parse_args()
@@ -77,10 +77,11 @@ def main() -> int:
             results = list(pool.map(lambda mutant: judge(Path(directory), mutant, arguments.named), chosen))
     killed = sum(result["killed_by"] is not None for result in results)
     print(f"{killed} of {len(results)} killed")
-    if not arguments.names:
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        TABLE.write_text(table(results))
-    return 0 if killed == len(results) else 1
+    known = {result["name"]: result for result in json.loads(RESULTS.read_text()) + results}
+    results = [known[mutant.name] for mutant in MUTANTS if mutant.name in known]
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    TABLE.write_text(table(results))
+    return 0 if killed == len(chosen) else 1
 
 
 if __name__ == "__main__":

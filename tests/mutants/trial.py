@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from planted import Mutant
+from mutant import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE = ROOT / "tests" / "native"
@@ -151,7 +151,7 @@ def seen_by(test: str, output: str) -> str:
     if test.startswith("fuzz:"):
         return f"tests/fuzz/fuzz_{test[5:]}.c{by}"
     if "/" in test:
-        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+        failed = re.search(r"^(?:FAILED|ERROR) ([^\s[]+)", output, re.MULTILINE)
         return f"{failed[1] if failed else 'tests/' + test}{by}"
     program = test.partition(":")[0]
     names = re.findall(r'^\t\{"(\w+)"', (NATIVE / f"{program}.c").read_text(), re.MULTILINE)
