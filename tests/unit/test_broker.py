@@ -44,7 +44,7 @@ from afxdp_pool import (
     netdev,
     wire,
 )
-from afxdp_pool.allowing import Allowed
+from afxdp_pool.allowing import Allowed, Peer
 from afxdp_pool.broker import Broker
 from afxdp_pool.memory import AnonymousMemory
 
@@ -465,3 +465,10 @@ def test_what_a_broker_cannot_do_is_refused_before(tmp_path: Path) -> None:
 def test_options_that_are_the_brokers_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(change))} cannot be set through a broker"):
         Options(via="/run/x", **change)
+
+
+def test_a_group_is_asked_for_as_well_as_a_user() -> None:
+    allowed = Allowed.parse(["1000", "@27"])
+    assert allowed.admits(Peer(1, 1000, frozenset({5})))
+    assert allowed.admits(Peer(1, 5, frozenset({5, 27})))
+    assert not allowed.admits(Peer(1, 27, frozenset({1000})))
