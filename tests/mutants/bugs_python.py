@@ -131,7 +131,7 @@ BUGS = (
         "allowing.py",
         "return peer.uid in self.uids or not self.gids.isdisjoint(peer.gids)",
         "return peer.uid in self.uids",
-        "unit/test_broker.py",
+        "unit/test_broker.py::test_a_group_is_asked_for_as_well_as_a_user",
     ),
     p("no-greeting-asked", "allow list", "broker.py", "if not client.greeted:", "if False:", "unit/test_broker.py"),
     p(
@@ -140,7 +140,7 @@ BUGS = (
         "broker.py",
         "if self._queues is not None and request.queue not in self._queues:",
         "if False:",
-        "unit/test_broker.py",
+        "veth/test_served.py::test_what_it_cannot_do",
     ),
     p(
         "any-device-is-served",
