@@ -148,7 +148,11 @@ class Steering:
         return steering_state(self.netdev, self.netns)
 
     def set_channels(self, combined: int | None = None, *, rx: int | None = None, tx: int | None = None) -> Channels:
-        """So many queues: `combined` ones receive and send; some drivers have them apart. Returns what there is now."""
+        """So many queues: `combined` ones receive and send; some drivers have them apart. Returns what there is now.
+
+        Raises:
+            ConfigError: it has fewer queues than that. Else as the class says.
+        """
         asked = {"rx": rx, "tx": tx, "combined": combined}
         wanted = {kind: count for kind, count in asked.items() if count is not None}
         with self._doing(f"setting {_listed(wanted)} queues", "channels"):
@@ -161,7 +165,11 @@ class Steering:
             return ethtool.channels(self.netdev)
 
     def set_rings(self, *, rx: int | None = None, tx: int | None = None) -> Rings:
-        """Descriptors of the driver's rings, of every queue. Returns what there is now: drivers round them up."""
+        """Descriptors of the driver's rings, of every queue. Returns what there is now: drivers round them up.
+
+        Raises:
+            ConfigError: its rings are not as long. Else as the class says.
+        """
         wanted = {kind: size for kind, size in {"rx": rx, "tx": tx}.items() if size is not None}
         with self._doing(f"setting rings of {_listed(wanted)}", "rings"):
             now = ethtool.rings(self.netdev)
@@ -188,6 +196,9 @@ class Steering:
         Args:
             weights: a number for each queue from `first` on; 0 leaves it out.
             table: a queue for each place; as long as the device's.
+
+        Raises:
+            ConfigError: no such queues; weights or a table that do not fit. Else as the class says.
         """
         with self._doing("setting the table of receive-side scaling", "rss"):
             now = ethtool.rss(self.netdev)
@@ -207,7 +218,11 @@ class Steering:
             return ethtool.rss(self.netdev)
 
     def set_key(self, key: bytes) -> Rss:
-        """The hash's key, such as `RSS_KEY_SYMMETRIC`; cut to the length that the device has."""
+        """The hash's key, such as `RSS_KEY_SYMMETRIC`; cut to the length that the device has.
+
+        Raises:
+            ConfigError: the key is too short. Else as the class says.
+        """
         with self._doing("setting the key of receive-side scaling", "rss"):
             size = len(ethtool.rss(self.netdev).key)
             if not 0 < size <= len(key):
@@ -221,6 +236,9 @@ class Steering:
         Args:
             flow: ``"tcp4"``, ``"udp4"``, ``"sctp4"``, ``"ah4"``, ``"ip4"``, or the same with 6.
             fields: ethtool's letters: ``"sd"`` for the addresses, ``"sdfn"`` for addresses and ports.
+
+        Raises:
+            ConfigError: no such packets or fields. Else as the class says.
         """
         if flow not in ethtool.HASH_FLOWS:
             raise ConfigError(f"no packets are called {flow!r}", hint=f"choose {', '.join(ethtool.HASH_FLOWS)}")
@@ -234,6 +252,9 @@ class Steering:
         """Have the NIC send these packets to a queue, or drop them. Returns the rule with its place.
 
         Turns flow rules on, where they are off.
+
+        Raises:
+            ConfigError: such a rule is not possible; the place is taken. Else as the class says.
         """
         if rule.queue != "drop" and (there := netdevs.find(self.netdev, self.netns).rx_queues) <= rule.queue:
             raise ConfigError(
@@ -258,7 +279,11 @@ class Steering:
             return replace(rule, location=_place(self.netdev, which))
 
     def delete(self, location: int) -> None:
-        """Take the rule at that place away, whoever made it. It comes back at the end if it was there before."""
+        """Take the rule at that place away, whoever made it. It comes back at the end if it was there before.
+
+        Raises:
+            ConfigError: there is no rule. Else as the class says.
+        """
         with self._doing(f"deleting rule {location}", "rule"):
             if ethtool.rule(self.netdev, location) is None:
                 raise ConfigError(f"there is no rule at {location}", subject=self.netdev)
