@@ -417,7 +417,8 @@ def test_a_pod_uses_the_map_of_a_device_plugin(pair: VethPair, path: Path) -> No
         umem.close()
 
 
-def test_metadata_comes_through_a_broker_whose_program_tells_it(pair: VethPair, path: Path) -> None:
+def test_metadata_comes_through_a_broker_whose_program_tells_it(lab: Lab, path: Path) -> None:
+    pair = lab.veth("a")  # one queue: a kernel's stack takes any of several
     body = """
         config = dataclasses.replace(SMALL, rx_metadata=("arrival", "hash"))
         try:
