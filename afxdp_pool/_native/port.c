@@ -299,7 +299,8 @@ static inline __attribute__((always_inline)) uint32_t come_home(struct afp_port 
 
 	afp_box_open(&box, n);
 #define ADDRESS(i) *(const uint64_t *)((const uint8_t *)ring + ((index + (i)) & mask) * stride)
-#define FRAME_AT(i) (direct ? frame_direct(t, ADDRESS(i)) : frame_of(t, ADDRESS(i)))
+/* Linux 6.18 gives an odd address back as the even one before it, which may be the last of another frame. */
+#define FRAME_AT(i) (direct ? frame_direct(t, ADDRESS(i)) : frame_of(t, ADDRESS(i) | 1))
 	for (i = 0; i < n; i++) {
 		uint32_t frame = FRAME_AT(i);
 		enum afp_reason reason = frame == AFP_NO_FRAME ? AFP_FOREIGN : back_from_tx(port, &box, frame);
