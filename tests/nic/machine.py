@@ -1,4 +1,6 @@
-"""A guest with NICs that do zero-copy, booted for the tests of this folder: ``python tests/nic/machine.py``.
+"""A guest with NICs that do zero-copy, booted for the tests of this folder, and for those of tests/conformance.
+
+``python tests/nic/machine.py [arguments of pytest]``; a folder or file among these is run instead of this one.
 
 QEMU emulates igb and virtio_net NICs, wired back to back, and the real drivers of a Debian kernel run them. The guest's
 files are the host's, read-only; what it finds it writes into one folder. It ends by itself, or at a deadline.
@@ -102,11 +104,13 @@ def make_initramfs(machine: Machine, out: Path) -> None:
 
 
 def guest_script(arguments: Sequence[str]) -> str:
-    """What the guest runs: names and places for the NICs, then pytest on this folder."""
+    """What the guest runs: names and places for the NICs, then pytest."""
     lines = [
         "export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp PYTHONDONTWRITEBYTECODE=1 "
-        f"PYTHONPATH={shlex.quote(str(HERE))} AFXDP_POOL_NIC_GUEST=/mnt",
-        "ulimit -l unlimited; ip link set lo up; ip netns add engine; ip netns add traffic",
+        f"PYTHONPATH={shlex.quote(str(HERE))} AFXDP_POOL_NIC_GUEST=/mnt "
+        "AFXDP_CONFORMANCE_RESULTS=/mnt/conformance.json",
+        "ulimit -l unlimited; sysctl -qw vm.nr_hugepages=64",
+        "ip link set lo up; ip netns add engine; ip netns add traffic",
         f"cd {shlex.quote(str(REPOSITORY))}",
     ]
     for name, (mac, _) in NICS.items():
@@ -131,7 +135,7 @@ def guest_script(arguments: Sequence[str]) -> str:
         f"--color={colour}",
         "--confcutdir",
         str(HERE),
-        str(HERE),
+        *(() if any(Path(one.partition("::")[0]).exists() for one in arguments) else (str(HERE),)),
     ]
     lines += [
         "[ -z \"$(ip -br link | grep -v '^lo')\" ] || { echo 'a NIC has no place'; exit 1; }",
@@ -206,7 +210,7 @@ def main(arguments: Sequence[str]) -> int:
         accel = guest.accelerator()
         print(f"tests/nic: Linux {machine.kernel.name} in QEMU ({accel.partition(',')[0]}), igb and virtio_net")
         ended = guest.boot(guest_script(arguments), accel, SECONDS)
-        for name in ("results.json", "dmesg"):
+        for name in ("results.json", "conformance.json", "dmesg"):
             with contextlib.suppress(FileNotFoundError):
                 shutil.copy(folder / name, HERE / f"last-{name}")  # for whoever asks why; not committed
         code = folder / "code"
