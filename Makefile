@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 # Making links and loading XDP programs needs root; everything else does not.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=NO_COLOR,TERM)
 
-.PHONY: demo test test-nic lint format bench bench-quick docs stress fuzz mutants wheel faults soak clean
+.PHONY: demo test test-nic test-debian12 test-debian13 conformance lint format bench bench-quick docs stress fuzz mutants wheel faults soak clean
 
 demo:
 	@scripts/prepare.sh plot
@@ -21,6 +21,23 @@ test:
 test-nic:
 	@scripts/prepare.sh dev
 	@$(AS_ROOT) $(PYTHON) tests/nic/machine.py
+
+# The cases of docs/conformance.md, on veth and then on emulated NICs; writes that page. Some minutes.
+conformance:
+	@scripts/prepare.sh dev
+	@$(AS_ROOT) env AFXDP_CONFORMANCE_RESULTS=tests/conformance/last.json \
+		$(PYTHON) -m pytest -q --afxdp-require tests/conformance
+	@$(AS_ROOT) $(PYTHON) tests/nic/machine.py tests/conformance
+	@$(PYTHON) tests/conformance/conform_table.py tests/conformance/last.json tests/nic/last-conformance.json
+
+# The tests with another Debian's libraries, compilers and Python, in a root directory of its own; some minutes, as root.
+test-debian12:
+	@scripts/prepare.sh dev
+	@$(AS_ROOT) $(PYTHON) tests/packaging/worlds.py bookworm
+
+test-debian13:
+	@scripts/prepare.sh dev
+	@$(AS_ROOT) $(PYTHON) tests/packaging/worlds.py trixie
 
 lint:
 	@$(PYTHON) -m ruff check .

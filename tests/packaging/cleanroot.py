@@ -1,4 +1,4 @@
-"""Root directories of a Debian 13 with nothing on it but what a test says, and commands inside them.
+"""Root directories of a Debian with nothing on it but what a test says, and commands inside them.
 
 Made with debootstrap from the mirror that this machine's apt uses, once, and kept in the cache directory. A root in use
 is read-only but for /mnt, which is a directory of the test.
@@ -11,12 +11,16 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SUITE, PYTHON = "trixie", ("python3", "python3-venv")
+PYTHON = ("python3", "python3-venv")
+#: Of each release, the version of its Python.
+RELEASES = {"bookworm": "3.11", "trixie": "3.13"}
+MACHINE = os.uname().machine
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "afxdp_pool"
 # The mounts are made where only this command sees them, and go when it ends, however it ends.
 _INSIDE = """
@@ -32,7 +36,14 @@ mount -t bpf bpf "$root/sys/fs/bpf"
 mount -t tmpfs tmpfs "$root/run"
 mount -t tmpfs tmpfs "$root/tmp"
 mount -t tmpfs tmpfs "$root/dev"
-for node in null zero urandom; do : > "$root/dev/$node"; mount --bind "/dev/$node" "$root/dev/$node"; done
+mkdir "$root/dev/shm" "$root/dev/pts" "$root/dev/net"
+mount -t tmpfs tmpfs "$root/dev/shm"
+mount -t devpts -o newinstance,ptmxmode=666 devpts "$root/dev/pts"
+ln -s pts/ptmx "$root/dev/ptmx"
+ln -s /proc/self/fd "$root/dev/fd"
+for node in null zero full random urandom tty net/tun; do
+	[ ! -e "/dev/$node" ] || { : > "$root/dev/$node"; mount --bind "/dev/$node" "$root/dev/$node"; }
+done
 exec chroot "$root" "$@"
 """
 
@@ -65,17 +76,17 @@ def mirror() -> str:
     return min(repositories, key=len, default="")  # the archive itself, not its security part
 
 
-def debian(*packages: str) -> Path:
-    """A minimal Debian 13 with Python, its venv, and `packages`; kept for the next time. Not to be written to."""
-    name = hashlib.sha256(" ".join((SUITE, *PYTHON, *sorted(packages))).encode()).hexdigest()[:12]
-    root, unfinished = CACHE / f"{SUITE}-{name}", CACHE / f"{SUITE}-{name}.new"
-    base = debian() if packages else None
+def debian(*packages: str, suite: str = "trixie") -> Path:
+    """A minimal Debian with Python, its venv, and `packages`; kept for the next time. Not to be written to."""
+    name = hashlib.sha256(" ".join((suite, *PYTHON, *sorted(packages))).encode()).hexdigest()[:12]
+    root, unfinished = CACHE / f"{suite}-{name}", CACHE / f"{suite}-{name}.new"
+    base = debian(suite=suite) if packages else None
     with _alone(root):
         if root.exists():
             return root
         shutil.rmtree(unfinished, ignore_errors=True)
         if base is None:
-            _run("debootstrap", "--variant=minbase", f"--include={','.join(PYTHON)}", SUITE, unfinished, mirror())
+            _run("debootstrap", "--variant=minbase", f"--include={','.join(PYTHON)}", suite, unfinished, mirror())
         else:
             _run("cp", "--archive", "--reflink=auto", base, unfinished)
             apt = ("apt-get", "-q", "-y", "--no-install-recommends", "-o", "APT::Sandbox::User=root")
@@ -90,6 +101,22 @@ def debian(*packages: str) -> Path:
     return root
 
 
+def wheels(*requirements: str, suite: str = "trixie") -> Path:
+    """Wheels of these packages and what they need, for the Python of a Debian; fetched once."""
+    python = RELEASES[suite]
+    name = hashlib.sha256(" ".join(sorted(requirements)).encode()).hexdigest()[:12]
+    kept = CACHE / f"wheels-{python}-{MACHINE}-{name}"
+    with _alone(kept):
+        if not kept.exists():
+            unfinished = kept.with_name(f"{kept.name}.new")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            platforms = [f"--platform={tag}_{MACHINE}" for tag in ("manylinux_2_28", "manylinux_2_27", "manylinux2014")]
+            download = ("-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", unfinished)
+            _run(sys.executable, *download, f"--python-version={python}", *platforms, *requirements)
+            unfinished.rename(kept)
+    return kept
+
+
 def run_in(root: Path, work: Path, *command: str) -> str:
     """Run a command in `root`, where `work` is /mnt and the working directory; what it printed.
 
@@ -98,10 +125,19 @@ def run_in(root: Path, work: Path, *command: str) -> str:
     return _enter(root, work, "ro", *command)
 
 
-def _enter(root: Path, work: Path, mode: str, *command: str) -> str:
+def inside(root: Path, work: Path, mode: str, *command: str, apart: bool = False) -> list[str | Path]:
+    """The command that runs `command` as `run_in` does.
+
+    With `apart` it sees no network device but its own loopback, and no process but its own, which end with it.
+    """
     environment = ("HOME=/mnt", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "PIP_NO_CACHE_DIR=1")
-    return _run("unshare", "--mount", "sh", "-c", _INSIDE, "sh", root, work, mode,
-                "env", "-i", "-C", "/mnt", *environment, *command)  # fmt: skip
+    spaces = ("--mount", "--net", "--pid", "--fork", "--kill-child") if apart else ("--mount",)
+    return ["unshare", *spaces, "sh", "-c", _INSIDE, "sh", root, work, mode,
+            "env", "-i", "-C", "/mnt", *environment, *command]  # fmt: skip
+
+
+def _enter(root: Path, work: Path, mode: str, *command: str) -> str:
+    return _run(*inside(root, work, mode, *command))
 
 
 def _run(*command: str | Path) -> str:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
-from cleanroot import CACHE, debian, lacking, run_in
+from cleanroot import MACHINE, debian, lacking, run_in, wheels
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ("gcc", "libc6-dev", "clang", "pkg-config", "libxdp-dev", "libbpf-dev", "python3-dev", "python3-pip",
          "python3-wheel", "python3-setuptools", "python3-cffi", "python3-numpy", "python3-pyroute2")  # fmt: skip
-DEBIAN_13 = "3.13"  # its Python
-MACHINE = os.uname().machine
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -42,19 +40,9 @@ def only(directory: Path, pattern: str) -> Path:
 
 @pytest.fixture(scope="module")
 def dependencies() -> Path:
-    """Wheels of what the package depends on, for the Python of Debian 13; fetched once."""
-    kept = CACHE / f"wheels-{DEBIAN_13}-{MACHINE}"
-    if not kept.exists():
-        unfinished = kept.with_name(f"{kept.name}.new")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", str(unfinished)]
-        command += [
-            f"--python-version={DEBIAN_13}",
-            f"--platform=manylinux_2_28_{MACHINE}",
-            f"--platform=manylinux2014_{MACHINE}",
-        ]
-        subprocess.run([*command, "cffi>=1.16", "numpy>=1.24", "pyroute2>=0.7.7"], check=True, timeout=300)
-        unfinished.rename(kept)
-    return kept
+    """Wheels of what the package depends on, for the Python of Debian 13."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return wheels(*project["dependencies"])
 
 
 @pytest.fixture(scope="module")
