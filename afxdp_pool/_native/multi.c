@@ -202,14 +202,6 @@ uint32_t afp_transmit_packets(struct afp_port *port, const struct afp_desc *desc
 		done += frames;
 		packets++;
 	}
-	if (!done)
-		return 0;
-	if (unlikely(port_tapped(port)))
-		afp_port_tap(port, descs, done, AFP_OUT);
-	port->tx.cached_prod += done;
-	xsk_ring_prod__submit(&port->tx, done);
-	bump(&port->stat[P_TX], done);
 	bump(&port->stat[P_TX_PARTS], done - packets);
-	bump(&port->stat[P_TX_BYTES], bytes);
-	return done;
+	return afp_port_submit(port, descs, done, bytes);
 }

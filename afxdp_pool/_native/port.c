@@ -257,6 +257,19 @@ uint32_t afp_port_transmit_noted(struct afp_port *port, const struct afp_desc *d
 	return *done = afp_port_transmit(port, descs, n, refused);
 }
 
+uint32_t afp_port_submit(struct afp_port *port, const struct afp_desc *descs, uint32_t n, uint64_t bytes)
+{
+	if (!n)
+		return 0;
+	if (unlikely(port_tapped(port)))
+		afp_port_tap(port, descs, n, AFP_OUT);
+	port->tx.cached_prod += n;
+	xsk_ring_prod__submit(&port->tx, n);
+	bump(&port->stat[P_TX], n);
+	bump(&port->stat[P_TX_BYTES], bytes);
+	return n;
+}
+
 /* A reference comes back from this port's TX ring. */
 static enum afp_reason back_from_tx(struct afp_port *port, struct afp_box *box, uint32_t frame)
 {

@@ -151,6 +151,8 @@ int afp_port_recycle(struct afp_port *port, struct afp_turn *out);
 /* For multi.c and requests.c. One reference of the caller's goes to TX; and comes back, before the kernel has seen it. */
 enum afp_reason afp_port_lend(struct afp_port *port, const struct afp_desc *desc);
 void afp_port_unlend(struct afp_port *port, const struct afp_desc *desc);
+/* The next n entries of the TX ring, filled in for these, are the kernel's. n. */
+uint32_t afp_port_submit(struct afp_port *port, const struct afp_desc *descs, uint32_t n, uint64_t bytes);
 /* The socket is gone: every frame the kernel had from this port comes home. */
 void afp_port_reclaim(struct afp_port *port);
 

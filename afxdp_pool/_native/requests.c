@@ -96,7 +96,7 @@ uint32_t afp_transmit_requests(struct afp_port *port, const struct afp_desc *des
 	n = port_tx_room(port, n);
 	for (done = 0; done < n; done++) {
 		const struct afp_desc *desc = &descs[done];
-		const uint64_t offset = desc->addr & (t->frame_size - 1);
+		const uint64_t offset = frame_offset(t, desc->addr);
 		struct afp_tx_metadata request = {0};
 		enum afp_reason reason = AFP_OK;
 
@@ -115,15 +115,7 @@ uint32_t afp_transmit_requests(struct afp_port *port, const struct afp_desc *des
 		*xsk_ring_prod__tx_desc(&port->tx, index + done) = (struct xdp_desc){desc->addr, desc->len, desc->options};
 		bytes += desc->len;
 	}
-	if (!done)
-		return 0;
-	if (unlikely(port_tapped(port)))
-		afp_port_tap(port, descs, done, AFP_OUT);
-	port->tx.cached_prod += done;
-	xsk_ring_prod__submit(&port->tx, done);
-	bump(&port->stat[P_TX], done);
-	bump(&port->stat[P_TX_BYTES], bytes);
-	return done;
+	return afp_port_submit(port, descs, done, bytes);
 }
 
 void afp_port_keep_stamps(struct afp_port *port, uint32_t index, uint32_t n)

@@ -1,4 +1,7 @@
-"""The results of the guest as the table of docs/real-nics.md: ``python tests/nic/table.py FILE`` writes it there."""
+"""The results of the guest as the table of docs/real-nics.md: ``python tests/nic/table.py FILE`` writes it there.
+
+What a run of some of the tests found takes the place of what was known of these, under the same kernel.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,16 @@ def written(page: str, results: dict[str, Any]) -> str:
     return re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n\n{table(results)}\n\n{END}", page, flags=re.DOTALL)
 
 
+def together(known: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
+    """The results of a run, and of those tests that were not run again."""
+    if known["kernel"] != told["kernel"]:
+        return told
+    again = {one["test"].partition("[")[0] for one in told["tests"]}
+    kept = [one for one in known["tests"] if one["test"].partition("[")[0] not in again]
+    return {**told, "tests": kept + told["tests"]}
+
+
 if __name__ == "__main__":
-    told = json.loads(Path(sys.argv[1]).read_text())
+    told = together(json.loads(RESULTS.read_text()), json.loads(Path(sys.argv[1]).read_text()))
     RESULTS.write_text(json.dumps(told, indent=1) + "\n")
     PAGE.write_text(written(PAGE.read_text(), told))

@@ -67,13 +67,13 @@ def received(port: ap.Port, n: int) -> ap.Batch:
     return batch
 
 
-def say(link: LabLink, flows: range = FLOWS) -> None:
+def say(link: LabLink, flows: range = FLOWS, size: int = packets.MIN_SIZE) -> None:
     """One test packet of each flow, sent by the kernel: the device gets it with what the kernel knows of it."""
     addresses = addresses_of(link, None, None)
     with in_netns(link.netns), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
         wire.bind((link.name, 0))
         for flow in flows:
-            wire.send(packets.build(flow=flow, addresses=addresses))
+            wire.send(packets.build(size, flow=flow, addresses=addresses))
 
 
 @contextmanager
@@ -188,6 +188,26 @@ def test_what_is_known_is_the_packets_for_as_long_as_it_is_held(pair: VethPair, 
             port.pool.put(received(port, len(FLOWS)))
         assert kept.rx_metadata().arrival.tolist() == arrivals[1:3]
         kept.close()
+
+
+def test_packets_of_several_frames_have_it_once_each(lab: Lab) -> None:
+    """It lies before their first frame."""
+    pair = lab.veth("large", mtu=9000)
+    with listening(pair, replace(SMALL, multi_buffer=True)) as port:
+        say(pair.far, size=packets.MAX_SIZE)
+        say(pair.far, size=64)
+        with in_netns(pair.far.netns), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+            wire.bind((pair.far.name, 0))
+            for _ in range(2):
+                wire.send(pair.near.mac + pair.far.mac + b"\x08\x00" + bytes(8900))
+        assert wait_for(lambda: port.ring_levels()["rx"] == 2 * len(FLOWS) + 2 * 3)
+        batch = port.receive(64)
+        known = batch.rx_metadata()
+        assert len(batch) == 2 * len(FLOWS) + 2
+        assert known.has_arrival.all()
+        assert (np.diff(known.arrival.astype(np.int64)) > 0).all()
+        assert (known.hash[: len(FLOWS)] == known.hash[len(FLOWS) : 2 * len(FLOWS)]).all()
+        port.pool.put(batch)
 
 
 def test_ports_of_one_umem_may_differ(lab: Lab) -> None:
