@@ -82,10 +82,10 @@ fuzz:
 	@scripts/prepare.sh dev,fuzz
 	@$(PYTHON) tests/fuzz/fuzzing.py --seconds 600
 
-# Bugs planted one at a time, each to be seen by a test; half an hour. Writes docs/mutants.md.
+# Bugs planted one at a time, each to be seen by a test; half an hour, as root. Writes docs/mutants.md.
 mutants:
 	@scripts/prepare.sh dev
-	@$(PYTHON) tests/mutants/mutants.py
+	@$(AS_ROOT) $(PYTHON) tests/mutants/mutants.py
 
 # Every fault of tests/fault, with 200 kills; then the table of docs/reliability.md. A quarter of an hour, as root.
 faults:

@@ -18,5 +18,6 @@ def test_a_bug_can_be_planted(mutant: Mutant) -> None:
 
 def test_all_were_killed_and_the_table_says_so() -> None:
     results = json.loads(mutants.RESULTS.read_text())
-    assert {(result["name"], result["kind"]) for result in results} <= {(m.name, m.kind) for m in MUTANTS}
+    assert [(result["name"], result["kind"]) for result in results] == [(m.name, m.kind) for m in MUTANTS]
+    assert [result["name"] for result in results if result["killed_by"] is None] == []
     assert mutants.TABLE.read_text() == mutants.table(results)

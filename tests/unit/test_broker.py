@@ -193,7 +193,9 @@ def refusal(path: str, request: wire.SocketRequest, fd: int) -> tuple[str, ...]:
 def test_only_what_is_served_is_given(tmp_path: Path, memory: SharedMemory) -> None:
     with serving(tmp_path, queues=[0]) as (path, _):
         assert refusal(path, replace(REQUEST, netdev="eth9"), memory.fd)[0] == "NoSuchInterfaceError"
-        assert refusal(path, replace(REQUEST, queue=1), memory.fd)[0] == "QueueRangeError"
+        kind, text = refusal(path, replace(REQUEST, queue=1), memory.fd)[:2]
+        assert kind == "QueueRangeError"
+        assert "does not serve queue 1" in text
         assert refusal(path, replace(REQUEST, umem=UmemConfig(1 << 20)), memory.fd)[0] == "MemoryLimitError"
 
 
