@@ -257,7 +257,7 @@ def restore(netdev: str, netns: str | None = None) -> list[str]:
 
 
 def _restore(netdev: str, place: _Place) -> list[str]:
-    if place.page not in _files.names():
+    if place.page not in _files.names() or not _files.writable:
         return []
     with _noted(place) as knobs:
         return _put_back(netdev, knobs, lambda holder: not holder.alive)

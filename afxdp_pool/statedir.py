@@ -49,6 +49,11 @@ class StateDirectory:
         """Where a file is."""
         return f"{self._path}/{name}"
 
+    @property
+    def writable(self) -> bool:
+        """Whether this process may write files there, or could make the directory."""
+        return os.access(self._path if os.path.exists(self._path) else os.path.dirname(self._path), os.W_OK)
+
     def names(self) -> list[str]:
         """The files there are."""
         with contextlib.suppress(OSError), self._directory() as there:

@@ -15,10 +15,12 @@ HEAD = "| fault | times tried | frames lost | seconds to recover, median (most) 
 
 
 RESTARTS = (
-    "Of the {tries} starts after a SIGKILL, packets flowed within a second in {within_a_second}. The median of "
-    "{seconds_median} s is made of {interpreter} ms until the interpreter runs, {imports} ms of imports, more "
-    "than half of them numpy's, and {engine} ms from there to the packets at the far end: memory, rings, two BPF "
-    "programs loaded, the link, the first hundred packets."
+    "Of the {tries} starts after a SIGKILL, packets flowed within a second in {within_a_second}; the load average "
+    "was {load} on {cpus} CPUs. The median of {seconds_median} s is made of {interpreter} ms until the "
+    "interpreter runs, {imports} ms of imports, numpy's among them, and {engine} ms from there to the packets at "
+    "the far end. What a start takes of a CPU does not depend on who else wants it (median of {cpu_tries}): "
+    "{cpu_interpreter} ms for the interpreter, {cpu_imports} ms for the imports, and {cpu_engine} ms for the "
+    "engine: memory, rings, two BPF programs, the link."
 )
 SOAKED = (
     "{minutes:.0f} minutes, {legs} legs, {tried} faults (seed {seed}; {cpus} CPUs, Linux {kernel}, {date}). "
@@ -50,7 +52,12 @@ def table(results: dict[str, Any]) -> str:
             lines.append(f"* {row['fault']}: `{text}`")
     for row in results["faults"]:
         if parts := row.get("parts"):
-            lines += ["", RESTARTS.format(**row, **{name: round(1e3 * value) for name, value in parts.items()})]
+            lines += [
+                "",
+                RESTARTS.format(
+                    **{"cpu_tries": row["tries"]} | row, **{name: round(1e3 * value) for name, value in parts.items()}
+                ),
+            ]
     return "\n".join(lines)
 
 
@@ -88,8 +95,6 @@ def page() -> str:
     """The page as it should be."""
     text = PAGE.read_text()
     for name, path, write in (("faults", RESULTS, table), ("soak", SOAK, soaked)):
-        if not path.exists():
-            continue
         before, rest = text.split(f"<!-- {name} -->", 1)
         after = rest.split(f"<!-- /{name} -->", 1)[1]
         text = f"{before}<!-- {name} -->\n{write(json.loads(path.read_text()))}\n<!-- /{name} -->{after}"

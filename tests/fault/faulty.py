@@ -64,6 +64,8 @@ class Record:
     def row(self) -> dict[str, Any]:
         """As it goes into the results."""
         parts = {name: round(statistics.median(seconds), 3) for name, seconds in self.parts.items()}
+        within = sum(one <= 1 for one in self.seconds)
+        started = {"within_a_second": within, "load": round(os.getloadavg()[1]), "cpus": os.cpu_count(), "parts": parts}
         return {
             "test": self.test,
             "fault": self.title,
@@ -74,7 +76,7 @@ class Record:
             "seconds_median": round(statistics.median(self.seconds), 3) if self.seconds else None,
             "seconds_most": round(max(self.seconds), 3) if self.seconds else None,
             "left_behind": self.left,
-        } | ({"within_a_second": sum(one <= 1 for one in self.seconds), "parts": parts} if parts else {})
+        } | (started if parts else {})
 
 
 class Flow:

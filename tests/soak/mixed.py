@@ -257,6 +257,17 @@ class Road:
     def seen(self) -> int:
         return self.arrived + (self.sink.seen() if self.sink is not None else 0)
 
+    def strays(self) -> int:
+        """Packets that no source sent: the kernels at both ends send some when a link comes up.
+
+        Into the engine: what left the far end otherwise than by a source. Out of it: what arrived and is no test
+        packet, whether it was forwarded or is from the near end's kernel.
+        """
+        if self.sink is not None:
+            return self.sink.report().foreign
+        told = self.lab.pairs[self.name].far.counters()
+        return told["tx_packets"] - told.get("tx_xdp_xmit", 0)
+
     def intact(self) -> None:
         """No packet that arrived was spoiled, or there twice, or out of order."""
         if self.sink is not None:

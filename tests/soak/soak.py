@@ -40,6 +40,7 @@ from afxdp_pool.testing import Lab, Sink
 #: Seconds in which neither side says anything new.
 STILL = 1.0
 log = logging.getLogger("soak")
+Count = tuple[int, int, int]
 
 
 class Soak(Faults):
@@ -98,7 +99,7 @@ class Soak(Faults):
         self.engine.stop()
         self.audits += 1
         for name, start in before.items():
-            self.balance(name, *self.moved_since(name, start))
+            self.balance(name, start)
         self.legs += 1
         if self.chance.random() < 0.5:
             self.close_engine()
@@ -106,47 +107,52 @@ class Soak(Faults):
         else:
             self.engine.start()
 
-    def count(self, name: str) -> tuple[int, int]:
-        """(packets by the engine's word, by that of the kernel at the far end) so far."""
+    def count(self, name: str) -> Count:
+        """Packets so far: by the engine's word, by the kernel's at the far end, and strays."""
         road = self.roads[name]
         assert self.engine is not None
         if name in INS:
-            return self.told[name] + self.engine.accounted(name), road.sent
-        return self.told[name] + self.engine.delivered(name) - road.dropped_by_link(), road.seen()
+            return self.told[name] + self.engine.accounted(name), road.sent, road.strays()
+        return self.told[name] + self.engine.delivered(name) - road.dropped_by_link(), road.seen(), road.strays()
 
-    def moved_since(self, name: str, start: tuple[int, int]) -> tuple[int, int]:
-        """How many packets by either's word since then, once the last of them are out of the link's ring.
+    def missing(self, name: str, before: Count) -> tuple[int, int]:
+        """(packets that are not where they should be, packets that the engine moved) since then."""
+        now = self.count(name)
+        ours, theirs, strays = (new - old for new, old in zip(now, before, strict=True))
+        if name in INS:
+            return theirs + strays - ours, ours
+        lost = ours - theirs
+        return lost - min(max(lost, 0), max(strays, 0)), ours
 
-        Its softirq may be late on a busy machine, so this waits for both to say the same; after a fault that lost some,
-        for neither to say anything new.
+    def missing_at_last(self, name: str, before: Count) -> tuple[int, int]:
+        """The same, once the last packets are out of the link's ring, whose softirq may be late on a busy machine.
+
+        So this waits until none is missing; after a fault that lost some, until the number stays.
         """
-        moved, since, deadline = (-1, -1), 0.0, time.monotonic() + WITHIN
+        last, since, deadline = 0, time.monotonic(), time.monotonic() + WITHIN
         while True:
-            last, now = moved, self.count(name)
-            moved = now[0] - start[0], now[1] - start[1]
-            if moved != last:
-                since = time.monotonic()
-            still = time.monotonic() - since
-            if moved[0] == moved[1] or (self.excused[name] and still > STILL) or time.monotonic() > deadline:
-                return moved
+            missing, ours = self.missing(name, before)
+            if missing != last:
+                last, since = missing, time.monotonic()
+            still = self.excused[name] and time.monotonic() - since > STILL
+            if not missing or still or self.roads[name].uncounted or time.monotonic() > deadline:
+                return missing, ours
             time.sleep(0.01)
 
-    def balance(self, name: str, ours: int, theirs: int) -> None:
-        """Both say the same, but for what a fault of this leg took."""
+    def balance(self, name: str, before: Count) -> None:
+        """Nothing is missing, but for what a fault of this leg took; and nothing arrived spoiled."""
         road = self.roads[name]
+        missing, ours = self.missing_at_last(name, before)
         road.intact()
         self.moved[name] += ours
         if road.uncounted:
             road.uncounted = False
             return
-        lost = theirs - ours if name in INS else ours - theirs
         faults = " and ".join(dict.fromkeys(self.excused[name]))
-        assert lost == 0 or faults, f"{name}: {lost} packets are missing (the engine says {ours}, the far end {theirs})"
-        assert lost >= 0, (
-            f"{name}: {-lost} packets too many (the engine says {ours}, the far end {theirs}) after {faults}"
-        )
-        if lost:
-            self.lost[faults] += lost
+        assert missing == 0 or faults, f"{name}: of {ours} packets {missing} are missing"
+        assert missing >= 0, f"{name}: of {ours} packets {-missing} are too many, after {faults}"
+        if missing:
+            self.lost[faults] += missing
 
     def settle(self) -> None:
         """Wait until nothing comes in, and all that was sent has completed."""

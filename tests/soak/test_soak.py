@@ -14,6 +14,7 @@ from soak import Soak
 
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent
+RESULTS = TESTS.parent / "benchmarks" / "results" / "soak.json"
 
 
 @pytest.mark.usefixtures("veth_machine")
@@ -31,6 +32,14 @@ def test_a_quarter_of_a_minute(tmp_path: Path) -> None:
     assert result["faults"]
     assert result["audits"] >= result["legs"] > 0
     assert min(result["packets"].values()) > 0
+
+
+def test_the_committed_result_is_of_half_an_hour_and_all_faults() -> None:
+    result = json.loads(RESULTS.read_text())
+    faults = [name for name in dir(Soak) if name.startswith("fault_")]
+    assert result["seconds"] >= 1800
+    assert (len(result["faults"]), result["frames_lost"]) == (len(faults), 0)
+    assert min(fault["tried"] for fault in result["faults"].values()) >= 5
 
 
 def test_the_order_of_faults_is_the_seeds() -> None:

@@ -191,6 +191,17 @@ def test_what_cannot_be_put_back_now_is_later(device: Device, state: Path, caplo
     assert (device["a"], files(state)) == (0, [])
 
 
+def test_who_may_not_write_there_leaves_it_to_others(
+    device: Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    child(lambda: Knobs("lo").set("test", "a", 5))
+    with monkeypatch.context() as unprivileged:
+        unprivileged.setattr(StateDirectory, "writable", False)
+        assert knobs.restore("lo") == []
+    assert (device["a"], caplog.text) == (5, "")
+    assert len(knobs.restore("lo")) == 1
+
+
 def test_long_values_are_cut_for_people() -> None:
     assert [knobs.shown(value) for value in (0, None, "on")] == ["0", "unset", "on"]
     assert knobs.shown(list(range(128))).endswith("...")
