@@ -89,12 +89,12 @@ def native_config(netdev: str, queue: int, c: PortConfig) -> Any:
     return native
 
 
-def max_frames(c: PortConfig, where: netdevs.Netdev | None, *, zero_copy: bool) -> int:
+def max_frames(c: PortConfig, where: netdevs.Netdev | None, *, zero_copy: bool, unaligned: bool = False) -> int:
     """Most frames of a packet that the kernel, or the driver, sends: more would be dropped, and their frames kept.
 
     A socket that copies makes a socket buffer of the packet, with one frame as its head and the others as fragments
-    (xsk_build_skb(), net/xdp/xsk.c), or for some drivers all as fragments (xsk_build_skb_zerocopy()). A driver tells
-    its most segments in zero-copy (xdp-zc-max-segs, netdev.yaml).
+    (xsk_build_skb(), net/xdp/xsk.c), or for some drivers all as fragments (xsk_build_skb_zerocopy()), one a page: two
+    for an unaligned frame. A driver tells its most segments in zero-copy (xdp-zc-max-segs, netdev.yaml).
     """
     if not c.multi_buffer:
         return 1
@@ -105,7 +105,9 @@ def max_frames(c: PortConfig, where: netdevs.Netdev | None, *, zero_copy: bool) 
         fragments = int(Path("/proc/sys/net/core/max_skb_frags").read_text())
     except (OSError, ValueError):  # another network namespace's /proc does not have it
         fragments = MAX_SKB_FRAGS
-    return fragments if where is not None and where.driver in NO_HEAD else fragments + 1
+    if where is not None and where.driver in NO_HEAD:
+        return fragments // 2 if unaligned else fragments
+    return fragments + 1
 
 
 def open_error(name: str, driver: str, config: PortConfig, code: int, stage: int) -> AfXdpError:
@@ -201,12 +203,6 @@ def borrow_program(
     program, users = _programs.get(key, (None, 0))
     if program is None:
         program = XdpProgram(netdev, netns=netns, rules=rules, rx_metadata=rx_metadata, frags=frags, **options)
-    elif frags and not program.frags:
-        raise ConfigError(
-            "another port of this process receives here without multi_buffer, and they share the XDP program",
-            subject=netdev,
-            hint="open all ports of a device with multi_buffer, or the one that has it first",
-        )
     elif rules and rules != program.rules:
         raise ConfigError(
             "another port of this process receives under other rules",
@@ -215,6 +211,7 @@ def borrow_program(
         )
     else:
         check_told(netdev, program.rx_metadata, rx_metadata)
+        check_frags(netdev, program.frags, frags)
     _programs[key] = (program, users + 1)
     return program
 
@@ -230,6 +227,20 @@ def check_told(name: str, told: Sequence[RxMetadataName], wanted: Sequence[RxMet
             f"its XDP program tells no {' and no '.join(lacking)}",
             subject=name,
             hint="all ports of a device receive through one program: ask for the same rx_metadata first",
+        )
+
+
+def check_frags(name: str, has: bool, wanted: bool) -> None:
+    """Refuse to receive packets in several buffers by an XDP program that is there already, and gets none of them.
+
+    Raises:
+        ConfigError: it was loaded without `frags`.
+    """
+    if wanted and not has:
+        raise ConfigError(
+            "its XDP program was loaded without multi_buffer, so it gets no packets in several buffers",
+            subject=name,
+            hint="a device has one program for all its ports: open one with multi_buffer first, or serve with it",
         )
 
 

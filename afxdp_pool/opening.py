@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING
 from afxdp_pool import knobs, wire
 from afxdp_pool import netdev as netdevs
 from afxdp_pool._native import ffi, lib
-from afxdp_pool.binding import borrow_program, check_place, check_told, max_frames, native_config, open_error
+from afxdp_pool.binding import (
+    borrow_program,
+    check_frags,
+    check_place,
+    check_told,
+    max_frames,
+    native_config,
+    open_error,
+)
 from afxdp_pool.config import PortConfig
 from afxdp_pool.errors import (
     AfXdpError,
@@ -47,13 +55,14 @@ def open_here(port: Port, where: netdevs.Netdev, program: XdpProgram | None) -> 
     """Make and bind the socket; receive through `program`, or the one this process's ports share."""
     knobs.restore(port.netdev, port._netns)
     bind(port, for_requests(where, _fit(port)))
-    port.native.max_frames = max_frames(port.config, where, zero_copy=lib.afp_port_zero_copy(port.native) == 1)
+    port.native.max_frames = _most_frames(port, where)
     if port.config.transmit in ("auto", "live"):
         set_live(port, where)
     if port.config.receive:
         wanted = port.config.rx_metadata
         if program is not None:
             check_told(port.name, program.rx_metadata, wanted)
+            check_frags(port.name, program.frags, port.config.multi_buffer)
         port._program = port._inlet = program or borrow_program(
             port.netdev, port._netns, rx_metadata=wanted, frags=port.config.multi_buffer
         )
@@ -80,6 +89,11 @@ def _fit(port: Port) -> PortConfig:
             hint='make the Umem with huge_pages=True (sysctl vm.nr_hugepages), or use mode "copy"',
         )
     return replace(config, mode="copy")
+
+
+def _most_frames(port: Port, where: netdevs.Netdev) -> int:
+    zero_copy = lib.afp_port_zero_copy(port.native) == 1
+    return max_frames(port.config, where, zero_copy=zero_copy, unaligned=port.pool.umem.config.unaligned)
 
 
 def _let_driver_send(port: Port) -> None:
@@ -113,7 +127,7 @@ def open_via(port: Port, path: str | os.PathLike[str]) -> None:
         port.native.busy_poll = True
     if config.transmit in ("auto", "live"):
         set_live(port, where)
-    port.native.max_frames = max_frames(config, where, zero_copy=lib.afp_port_zero_copy(port.native) == 1)
+    port.native.max_frames = _most_frames(port, where)
     if config.receive:
         port._inlet = lease
 

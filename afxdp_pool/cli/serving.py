@@ -47,6 +47,7 @@ def add_parser(serve: argparse.ArgumentParser) -> None:
     add("--max-clients", metavar="N", type=count, default=256, help="connections at once; default %(default)s")
     add("--share-map", action="store_true",
         help="give clients the XSKMAP too, as device plugins for Kubernetes do: that is all queues")  # fmt: skip
+    add("--multi-buffer", action="store_true", help="packets longer than a frame too; see docs/large-packets.md")
     add("--allow-busy-poll", action="store_true", help="let clients have busy polling; keeps CAP_NET_ADMIN for it")
     add("--quiet", action="store_true", help="only warnings")
     mode = serve.add_argument_group("mode", "default: the best the driver has")
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
                     force=args.force,
                     rules=args.rules,
                     rx_metadata=args.rx_metadata,
+                    frags=args.multi_buffer,
                 )
             )
             for name in dict.fromkeys(args.interfaces)

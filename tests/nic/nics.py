@@ -105,7 +105,7 @@ class Wire:
         self.name, self.link, self.next = name, link(name), 0
         self._addresses = packets.Addresses(source_mac=self.link.mac, target_mac=self.link.peer_mac)
         with in_netns(TRAFFIC):
-            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+            self.raw = self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 24)
         self._socket.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
         self._socket.bind((name, 3))

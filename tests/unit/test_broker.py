@@ -57,6 +57,7 @@ class Program:
 
     mode = "native"
     rx_metadata = ()
+    frags = False
 
     def __init__(self) -> None:
         self.netdev = netdev.find("lo")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +16,8 @@ from live_lab import audited, perfect, wait_for
 from test_forwarding import options
 
 import afxdp_pool as ap
+from afxdp_pool.allowing import Allowed
+from afxdp_pool.broker import Broker
 from afxdp_pool.capture import Capture
 from afxdp_pool.memory import HugePageMemory
 from afxdp_pool.netdev import in_netns
@@ -241,13 +245,58 @@ def test_without_it_a_long_packet_is_dropped_and_counted(lab: Lab) -> None:
 def test_a_second_port_of_the_device_cannot_be_had_without(lab: Lab) -> None:
     pair = lab.veth("two", queues=2)
     with ap.Umem(1024) as umem, ap.FramePool(umem) as pool:
-        small = ap.PortConfig(fill_level=64)
+        small, large = (ap.PortConfig(fill_level=64, multi_buffer=multi) for multi in (False, True))
         with (
             ap.Port(pool, pair.near.name, 0, config=small, netns=lab.engine_netns),
             pytest.raises(ap.ConfigError, match="multi_buffer"),
         ):
-            ap.Port(pool, pair.near.name, 1, config=replace(small, multi_buffer=True), netns=lab.engine_netns)
+            ap.Port(pool, pair.near.name, 1, config=large, netns=lab.engine_netns)
+        with (
+            ap.XdpProgram(pair.near.name, netns=lab.engine_netns) as program,
+            pytest.raises(ap.ConfigError, match="serve"),
+        ):
+            ap.Port(pool, pair.near.name, config=large, netns=lab.engine_netns, program=program)
         umem.audit().check(idle=True)
+
+
+@pytest.mark.parametrize("frags", [True, False])
+def test_by_a_broker(lab: Lab, tmp_path: Any, frags: bool) -> None:
+    pair, path = jumbo(lab, "one"), os.fspath(tmp_path / "s")
+    size = 1024 * 4096
+    with (
+        in_netns(pair.near.netns),
+        ap.XdpProgram(pair.near.name, frags=frags) as program,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        Broker({pair.near.name: program}, Allowed.parse([str(os.geteuid())])) as broker,
+    ):
+        listener.bind(path)
+        listener.listen()
+        thread = threading.Thread(target=broker.run, args=(listener,))
+        thread.start()
+        try:
+            with ap.Umem(1024, memory=ap.SharedMemory(size)) as umem, ap.FramePool(umem) as pool:
+                config = replace(MULTI, fill_level=256)
+                if not frags:
+                    with pytest.raises(ap.AfXdpError, match="multi_buffer"):
+                        ap.Port(pool, pair.near.name, config=config, via=path)
+                    return
+                with (
+                    ap.Port(pool, pair.near.name, config=config, via=path) as port,
+                    packet_socket(pair.far, receives=False) as tx,
+                    packet_socket(pair.far, receives=True) as rx,
+                ):
+                    assert port.info.max_frames >= 18
+                    tx.send(packet(9000))
+                    assert wait_for(lambda: port.ring_levels()["rx"] == 3)
+                    batch = port.receive()
+                    assert batch.whole(0) == packet(9000)
+                    assert port.transmit(batch) == 1
+                    assert rx.recv(1 << 16) == packet(9000)
+                    assert wait_for(lambda: port.complete() >= 0 and not port.stats().in_tx)
+                umem.audit().check()
+        finally:
+            broker.stop()
+            thread.join(20.0)
 
 
 # Frames that are no power of two ------------------------------------------------------------------------------------
