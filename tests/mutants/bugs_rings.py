@@ -106,8 +106,8 @@ BUGS = (
         "tx-byte-count",
         "counter",
         "port",
-        "bump(&port->stat[P_TX_BYTES], bytes);",
-        "bump(&port->stat[P_TX_BYTES], done);",
+        "bump(&port->stat[P_TX_BYTES], bytes);\n\treturn done;",
+        "bump(&port->stat[P_TX_BYTES], done);\n\treturn done;",
         "test_port",
     ),
     c(
