@@ -43,7 +43,7 @@ MEASURES = {
     "ring": ("pair", "alloc", "put"),
     "slow": ("pair",),
     "remote_solo": ("pair", "alloc", "put"),
-    "remote": ("put", "alloc_mean", "wall"),
+    "remote": ("put", "take", "alloc_mean", "wall"),
 }
 
 
