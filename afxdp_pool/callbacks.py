@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Callbacks:
-    """A pool's Python callbacks, and what they raised. The C side has a handle to it."""
+    """A pool's Python callbacks, and what they raised. The C side has a handle to it, which the pool keeps."""
 
     def __init__(
         self,
@@ -33,7 +33,6 @@ class Callbacks:
         self._init, self._event = init, event
         self._calling = umem._in_callback
         self.failed: BaseException | None = None
-        self.handle = ffi.new_handle(self)
 
     def call(self, event: int, frames: npt.NDArray[np.uint32]) -> None:
         """Frames entered (0) or left (1)."""

@@ -95,9 +95,10 @@ class FramePool(calls.Pool):
         self.warned = 0
         self._last_stats: PoolStats | None = None
         self._callbacks = Callbacks(umem, init_callback, on_event)
+        self._handle = ffi.new_handle(self._callbacks)  # not theirs: they would keep each other, and the frames
         if init_callback or on_event:
-            lib.afp_pool_set_hook(self._pool, lib.afp_python_hook, self._callbacks.handle)
-            umem._callbacks[self._id] = self._callbacks  # C may call them after this object was forgotten
+            lib.afp_pool_set_hook(self._pool, lib.afp_python_hook, self._handle)
+            umem._callbacks[self._id] = self._handle  # C may call them after this object was forgotten
         umem._pools.add(self)
         self._made = True
 
