@@ -72,7 +72,7 @@ class OwnProgram:
     """A program of conform.bpf.c on a link, in place of the library's: ports are given to it as to that one."""
 
     def __init__(self, objects: Path, name: str, link: LabLink, mode: str, adjust: int = 0) -> None:
-        self.mode, self.id, self.rx_metadata = mode, 0, ()
+        self.mode, self.id, self.rx_metadata, self.frags = mode, 0, (), True
         self._object = BpfObject(str(objects / "conform"))
         self._link = -1
         try:
