@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from beside import Beside
+    from guest import Beside
 
     from afxdp_pool import FramePool, Umem
 
@@ -100,7 +100,7 @@ def nic_guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     if not any(_in_guest(item) for item in request.session.items):
         yield None
         return
-    from beside import Beside
+    from guest import Beside
 
     guest = Beside(tmp_path_factory.mktemp("guest") / "log")
     if not hasattr(request.config, "workerinput"):

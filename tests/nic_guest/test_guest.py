@@ -7,7 +7,7 @@ import re
 from collections import Counter
 
 import pytest
-from beside import NIC, Beside
+from guest import NIC, Beside
 
 WITHIN = 2500.0  # seconds, which is more than the guest gives itself; it has been running beside the other tests
 
