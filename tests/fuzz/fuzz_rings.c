@@ -78,7 +78,7 @@ static void give_back(struct world *w, struct input *in)
 {
 	struct afp_refusals refused = {0};
 	struct afp_desc some[16];
-	uint32_t n = below(in, 16), from = w->nheld ? below(in, w->nheld) : 0;
+	uint32_t n = below(in, 16), done, from = w->nheld ? below(in, w->nheld) : 0;
 
 	switch (take(in, 1) & 3) {
 	case 0: /* anything */
@@ -89,7 +89,7 @@ static void give_back(struct world *w, struct input *in)
 	case 1: /* one more reference each: all of them ours, or refused */
 		for (uint32_t i = 0; i < n; i++)
 			some[i] = any_desc(w, in);
-		if (w->nheld + n <= HELD && !afp_keep_all(&w->t, some, n))
+		if (w->nheld + n <= HELD && !afp_keep_all(&w->t, some, n, &done))
 			hold(w, some, n);
 		break;
 	default: /* ours */

@@ -85,8 +85,9 @@ def test_a_run_under_way_allocates_nothing(bench: Bench) -> None:
     assert len(peaks) == 4 * runs
     grown = snapshots[1].compare_to(snapshots[0], "lineno")
     blocks = sum(statistic.count_diff for statistic in grown)
-    # A run makes its batch and arrays anew; the last one's are there in both.
-    assert blocks <= (runs - warm) // 4, "\n".join(map(str, grown[:10]))
+    # A run makes its batch and arrays anew; the last one's are there in both, as many as what ran before lets them be.
+    # One that stayed of each run would be 30, one of each batch 120.
+    assert blocks < (runs - warm) // 2, "\n".join(map(str, grown[:10]))
     assert np.median(peaks) < 1500, f"{np.median(peaks)} bytes at once for 16 packets of 64 bytes or more"
 
 
