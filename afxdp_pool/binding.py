@@ -99,8 +99,7 @@ def max_frames(c: PortConfig, where: netdevs.Netdev | None, *, zero_copy: bool, 
     if not c.multi_buffer:
         return 1
     if zero_copy and where is not None:
-        features = netdevs.xdp_features(where.name, where.netns)
-        return max(features.zc_max_segments if features else 1, 1)
+        return max(where.features.zc_max_segments if where.features else 1, 1)
     try:
         fragments = int(Path("/proc/sys/net/core/max_skb_frags").read_text())
     except (OSError, ValueError):  # another network namespace's /proc does not have it
@@ -210,33 +209,24 @@ def borrow_program(
             hint="use the same rules",
         )
     else:
-        check_told(netdev, program.rx_metadata, rx_metadata)
-        check_frags(netdev, program.frags, frags)
+        check_program(netdev, program, rx_metadata, frags)
     _programs[key] = (program, users + 1)
     return program
 
 
-def check_told(name: str, told: Sequence[RxMetadataName], wanted: Sequence[RxMetadataName]) -> None:
-    """Refuse to be told less of packets than is wanted, by an XDP program that is there already.
+def check_program(name: str, program: XdpProgram, rx_metadata: Sequence[RxMetadataName], frags: bool) -> None:
+    """Refuse to receive by an XDP program that is there already, and tells or gets less of packets than is wanted.
 
     Raises:
-        ConfigError: it tells less.
+        ConfigError: it tells less, or was loaded without `frags`.
     """
-    if lacking := [one for one in wanted if one not in told]:
+    if lacking := [one for one in rx_metadata if one not in program.rx_metadata]:
         raise ConfigError(
             f"its XDP program tells no {' and no '.join(lacking)}",
             subject=name,
             hint="all ports of a device receive through one program: ask for the same rx_metadata first",
         )
-
-
-def check_frags(name: str, has: bool, wanted: bool) -> None:
-    """Refuse to receive packets in several buffers by an XDP program that is there already, and gets none of them.
-
-    Raises:
-        ConfigError: it was loaded without `frags`.
-    """
-    if wanted and not has:
+    if frags and not program.frags:
         raise ConfigError(
             "its XDP program was loaded without multi_buffer, so it gets no packets in several buffers",
             subject=name,

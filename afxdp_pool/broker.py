@@ -27,7 +27,7 @@ from typing import Self
 from afxdp_pool import wire
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.allowing import Allowed, Peer, peer_of
-from afxdp_pool.binding import check_frags, check_place, check_told, native_config, open_error
+from afxdp_pool.binding import check_place, check_program, native_config, open_error
 from afxdp_pool.errors import (
     AfXdpError,
     BrokerError,
@@ -282,8 +282,8 @@ class Broker:
         place = check_place(request.netdev, request.queue, None)
         if place.index != program.netdev.index:
             raise LinkGoneError("the interface was made anew", subject=request.netdev, hint="start the broker anew")
-        check_told(request.netdev, program.rx_metadata, request.port.rx_metadata)
-        check_frags(request.netdev, program.frags, request.port.multi_buffer and request.port.receive)
+        wanted = request.port
+        check_program(request.netdev, program, wanted.rx_metadata, wanted.multi_buffer and wanted.receive)
         size = request.umem.frames * request.umem.frame_size
         taken = sum(c.grant.size for c in self._clients if c.grant and c.peer.uid == client.peer.uid)
         if taken + size > self._max_memory:

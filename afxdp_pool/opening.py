@@ -19,9 +19,8 @@ from afxdp_pool import netdev as netdevs
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.binding import (
     borrow_program,
-    check_frags,
     check_place,
-    check_told,
+    check_program,
     max_frames,
     native_config,
     open_error,
@@ -61,8 +60,7 @@ def open_here(port: Port, where: netdevs.Netdev, program: XdpProgram | None) -> 
     if port.config.receive:
         wanted = port.config.rx_metadata
         if program is not None:
-            check_told(port.name, program.rx_metadata, wanted)
-            check_frags(port.name, program.frags, port.config.multi_buffer)
+            check_program(port.name, program, wanted, port.config.multi_buffer)
         port._program = port._inlet = program or borrow_program(
             port.netdev, port._netns, rx_metadata=wanted, frags=port.config.multi_buffer
         )

@@ -230,13 +230,12 @@ class Port(Waiting):
         pool = self.pool.native
         level = self.config.fill_level if self.config.receive else min(self.config.fill_level, 64)
         port = lib.afp_port_new(self.pool.umem.table, pool, level)
-        if port != ffi.NULL:
-            port.multi_buffer = self.config.multi_buffer
-            port.by_packet |= self.config.multi_buffer
-        else:
+        if port == ffi.NULL:
             raise MemoryLimitError("no memory, or more than 254 ports on one Umem", subject=self.name)
         port = ffi.gc(port, lib.afp_port_forget)  # other threads may look at its counters while it is closed
         c = self.config
+        port.multi_buffer = c.multi_buffer
+        port.by_packet |= c.multi_buffer
         failed = c.receive and c.rx_metadata and lib.afp_port_want_metadata(port)
         if c.transmit and c.tx_metadata:
             failed = failed or lib.afp_port_want_requests(port, "timestamp" in c.tx_metadata)

@@ -16,7 +16,7 @@ from afxdp_pool._native import ffi, lib
 from afxdp_pool.netdev import in_netns
 from afxdp_pool.testing import packets
 from afxdp_pool.testing.lab import Lab, LabLink, VethPair
-from afxdp_pool.testing.traffic import SinkReport
+from afxdp_pool.testing.traffic import SinkReport, Source
 
 GRO = 0x2C  # ETHTOOL_SGRO
 LIVE = ap.PortConfig(transmit="live")
@@ -35,6 +35,13 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
 
 def options(lab: Lab, port: ap.PortConfig = ap.PortConfig()) -> ap.Options:  # noqa: B008
     return ap.Options(netns=lab.engine_netns, port=port)
+
+
+def in_step(source: Source, runner: ap.Runner, number: int, at_once: int) -> None:
+    """Have `number` packets sent, the next only when those before are completed: none is lost for want of room."""
+    for sent in range(at_once, number + 1, at_once):
+        assert source.send(at_once).dropped == 0
+        assert wait_for(lambda goal=sent: runner.snapshot().completed >= goal)  # type: ignore[misc]
 
 
 def perfect(seen: SinkReport, sent: int) -> None:

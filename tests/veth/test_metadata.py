@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live_lab import audited, options, perfect, wait_for
+from live_lab import audited, in_step, options, perfect, wait_for
 
 import afxdp_pool as ap
 from afxdp_pool.capture import Capture
@@ -237,9 +237,7 @@ def test_what_is_in_front_of_a_packet_is_not_sent(lab: Lab, transmit: ap.config.
     assert runner.ports[1].info.transmit == transmit
     with Sink(right.far) as sink, Source(left.far, cpu=0) as source:
         runner.start()
-        for sent in range(50, 1001, 50):
-            assert source.send(50).dropped == 0
-            assert wait_for(lambda goal=sent: runner.snapshot().completed >= goal)  # type: ignore[misc]
+        in_step(source, runner, 1000, 50)
         runner.stop()
         runner.join()
         perfect(sink.wait(1000), 1000)

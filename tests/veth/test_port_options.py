@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from live_lab import audited, options, perfect, wait_for
+from live_lab import audited, in_step, options, perfect
 
 import afxdp_pool as ap
 from afxdp_pool import numa
@@ -30,9 +30,7 @@ def test_a_device_has_rings_and_a_way_out_of_its_own(lab: Lab) -> None:
     assert (first.transmit, second.transmit) == ("live", "socket")
     with Sink(right.far) as sink, Source(left.far) as source:
         runner.start()
-        for sent in range(100, COUNT + 1, 100):
-            assert source.send(100).dropped == 0
-            assert wait_for(lambda goal=sent: runner.snapshot().completed >= goal)  # type: ignore[misc]
+        in_step(source, runner, COUNT, 100)
         runner.stop()
         runner.join()
         perfect(sink.wait(COUNT), COUNT)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from live_lab import audited, options, perfect, wait_for
+from live_lab import audited, in_step, options, perfect, wait_for
 
 import afxdp_pool as ap
 from afxdp_pool import requests
@@ -139,9 +139,7 @@ def test_what_is_forwarded_may_be_asked_for_in_a_handler(lab: Lab) -> None:
     assert runner.umem.config.headroom == TX_ROOM
     with Sink(right.far) as sink, Source(left.far, cpu=0) as source:
         runner.start()
-        for goal in range(50, 501, 50):
-            assert source.send(50).dropped == 0
-            assert wait_for(lambda goal=goal: runner.snapshot().completed >= goal)  # type: ignore[misc]
+        in_step(source, runner, 500, 50)
         runner.stop()
         runner.join()
         perfect(sink.wait(500), 500)
