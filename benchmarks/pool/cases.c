@@ -335,10 +335,55 @@ static void report_returners(const char *name, size_t step)
 	free(all.each);
 }
 
+/* How far the owner's CPU is from the first of the others: nanoseconds until a line that went there is back, as the median of
+ * some rounds, as a CPU may be taken away meanwhile. */
+#define TRIP_ROUNDS 41
+#define TRIP_ROUND 500
+#define TRIPS (TRIP_ROUNDS * TRIP_ROUND)
+static _Alignas(128) _Atomic uint32_t ball;
+
+static void *trip_back(void *argument)
+{
+	(void)argument;
+	pin(opt.other_cpu[0]);
+	for (uint32_t i = 0; i < TRIPS; i++) {
+		while (atomic_load(&ball) != 2 * i + 1)
+			;
+		atomic_store(&ball, 2 * i + 2);
+	}
+	return NULL;
+}
+
+static void report_trip(const char *name)
+{
+	double each[TRIP_ROUNDS];
+	pthread_t other;
+
+	if (!opt.other_cpus || opt.cpu < 0 || opt.other_cpu[0] == opt.cpu)
+		return;
+	atomic_store(&ball, 0);
+	if (pthread_create(&other, NULL, trip_back, NULL))
+		die("no thread");
+	for (uint32_t round = 0, i = 0; round < TRIP_ROUNDS; round++) {
+		uint64_t from = wall_ns();
+
+		for (; i < (round + 1) * TRIP_ROUND; i++) {
+			atomic_store(&ball, 2 * i + 1);
+			while (atomic_load(&ball) != 2 * i + 2)
+				;
+		}
+		each[round] = (double)(wall_ns() - from) / TRIP_ROUND;
+	}
+	pthread_join(other, NULL);
+	qsort(each, TRIP_ROUNDS, sizeof(double), by_value);
+	printf(", \"%s\": %.1f", name, each[TRIP_ROUNDS / 2]);
+}
+
 static void run_remote(void)
 {
 	uint64_t begin, waits = 0, frames = 0;
 
+	report_trip("trip_before");
 	for (uint32_t i = 0; i < opt.threads; i++) {
 		returners[i].number = i;
 		if (pthread_create(&returners[i].thread, NULL, returner_main, &returners[i]))
@@ -373,6 +418,7 @@ static void run_remote(void)
 
 	report_returners("take", offsetof(struct returner, take_ns));
 	report_returners("put", offsetof(struct returner, put_ns));
+	report_trip("trip_after");
 }
 
 void run_case(void)

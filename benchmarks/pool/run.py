@@ -45,6 +45,9 @@ MEASURES = {
     "remote_solo": ("pair", "alloc", "put"),
     "remote": ("put", "take", "alloc_mean", "wall"),
 }
+#: Cores are near each other when a line that goes to the other one is back within so many nanoseconds. Virtual cores
+#: move while they are measured: a run counts as near, or far, if it was so before and after.
+NEAR = 200.0
 
 
 @dataclass(frozen=True)
@@ -125,12 +128,28 @@ def compare(rounds: list[dict[str, dict[str, Any]]], case: str) -> dict[str, Any
     for subject, found in subjects.items():
         values = [one[subject][first] for one in rounds]
         found |= {"least": min(values), "most": max(values)}
+        for where, runs in by_distance([one[subject] for one in rounds]).items():
+            found[where] = {"runs": len(runs), first: statistics.median(one[first] for one in runs)}
     return subjects
 
 
+def by_distance(runs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The runs in which the two cores stayed near each other, and those in which they stayed far."""
+    sides: dict[str, list[dict[str, Any]]] = {"near": [], "far": []}
+    for one in runs:
+        trips = [one[key] for key in ("trip_before", "trip_after") if key in one]
+        if trips and max(trips) <= NEAR:
+            sides["near"].append(one)
+        elif trips and min(trips) > NEAR:
+            sides["far"].append(one)
+    return {where: found for where, found in sides.items() if found}
+
+
 def table(results: list[dict[str, Any]]) -> Iterator[str]:
-    yield "| case | subject | ns a frame | least to most | ours / this | of it alloc | put | wall | instructions |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    heads = ["case", "subject", "ns a frame", "least to most", "ours / this", "of it alloc", "put", "wall"]
+    heads += ["instructions", "near (runs)", "far (runs)"]
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
     for result in results:
         for subject, found in result["subjects"].items():
             alloc, put = found.get("alloc", found.get("alloc_mean")), found.get("put")
@@ -139,6 +158,10 @@ def table(results: list[dict[str, Any]]) -> Iterator[str]:
                 *(f"{found['least']:.2f} to {found['most']:.2f}", f"{found['ratio']:.2f}"),
                 *(f"{value:.2f}" if value is not None else "" for value in (alloc, put, found.get("wall"))),
                 f"{found['instructions']:.1f}" if "instructions" in found else "",
+                *(
+                    f"{found[where][result['measure']]:.2f} ({found[where]['runs']})" if where in found else ""
+                    for where in ("near", "far")
+                ),
             ]
             yield f"| {' | '.join(cells)} |"
 
@@ -168,10 +191,11 @@ def flatness(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if len(chosen) < 2:
             continue
         line: dict[str, Any] = {"name": name}
+        first = chosen[0]["measure"]
         for subject in (OURS, BARE):
             every = [one["subjects"][subject] for one in chosen]
-            for key in (chosen[0]["measure"], "least", "instructions"):
-                values = [one[key] for one in every if key in one]
+            for key in (first, "least", "instructions", "near", "far"):
+                values = [one[key][first] if isinstance(one[key], dict) else one[key] for one in every if key in one]
                 if len(values) == len(every):
                     line[f"{subject} {key}"] = values
                     line[f"{subject} {key}, most by least"] = max(values) / min(values)
