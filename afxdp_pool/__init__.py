@@ -56,7 +56,9 @@ if TYPE_CHECKING:
     from afxdp_pool.filters import Rule
     from afxdp_pool.flows import FlowRule
     from afxdp_pool.forwarder import Forwarder
-    from afxdp_pool.frame import Frame, Frames
+    from afxdp_pool.frame import Frame
+    from afxdp_pool.frames import Frames
+    from afxdp_pool.granted import PortInfo
     from afxdp_pool.handlers import DROP, FORWARD, KEEP, TX, per_packet
     from afxdp_pool.headers import ARP, ETH, ICMP, IPV4, IPV6, TCP, UDP, VLAN
     from afxdp_pool.info import DeviceInfo, Info, LoopInfo, MemoryInfo, Versions, XdpInfo
@@ -66,7 +68,7 @@ if TYPE_CHECKING:
     from afxdp_pool.netdev import Netdev, RxMetadata, XdpFeature, XdpFeatures, XskFeature
     from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
     from afxdp_pool.pool import FramePool
-    from afxdp_pool.port import Port, PortInfo
+    from afxdp_pool.port import Port
     from afxdp_pool.program import XdpProgram
     from afxdp_pool.report import PortReport, Report, WorkerReport
     from afxdp_pool.requests import TxStamps
@@ -101,7 +103,9 @@ else:
         "filters": "Rule",
         "flows": "FlowRule",
         "forwarder": "Forwarder",
-        "frame": "Frame Frames",
+        "frame": "Frame",
+        "frames": "Frames",
+        "granted": "PortInfo",
         "handlers": "DROP FORWARD KEEP TX per_packet",
         "headers": "ARP ETH ICMP IPV4 IPV6 TCP UDP VLAN",
         "info": "DeviceInfo Info LoopInfo MemoryInfo Versions XdpInfo",
@@ -111,7 +115,7 @@ else:
         "netdev": "Netdev RxMetadata XdpFeature XdpFeatures XskFeature",
         "paths": "Options drop forward handle reflect transmit",
         "pool": "FramePool",
-        "port": "Port PortInfo",
+        "port": "Port",
         "program": "XdpProgram",
         "report": "PortReport Report WorkerReport",
         "requests": "TxStamps",

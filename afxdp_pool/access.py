@@ -1,6 +1,7 @@
-"""What a batch offers on its packets' headers: each by name (`afxdp_pool.headers`), and C that works on all packets.
+"""What a batch offers on its packets' headers: fields by place, headers by name, and C that works on all packets.
 
-`HeaderAccess` is that part of `Batch`; the arrays it returns are the batch's own. Invariant: as `afxdp_pool.headers`.
+`HeaderAccess` is that part of `Batch`; the arrays it returns are the batch's own. Invariant: as of
+`afxdp_pool.columns` and `afxdp_pool.headers`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from afxdp_pool._native import ffi, lib
-from afxdp_pool.columns import Fields
+from afxdp_pool.columns import Fields, FiveTuple
 from afxdp_pool.errors import ConfigError
 from afxdp_pool.headers import Arp, Eth, Icmp, IcmpV6, IPv4, IPv6, Tcp, Udp, Vlan, verify
 
@@ -27,12 +28,76 @@ _ALL_CHECKSUMS = sum(1 << one.kind for one in (IPv4, Tcp, Udp, Icmp, IcmpV6))
 
 
 class HeaderAccess:
-    """What a `Batch` offers on headers: each by name, and what is done to all packets at once, in C."""
+    """What a `Batch` offers on headers: by place, by name, and what is done to all packets at once, in C."""
 
     __slots__ = ()
 
     def _header_fields(self) -> Fields:
         raise NotImplementedError
+
+    def load(
+        self,
+        offset: int,
+        dtype: npt.DTypeLike = np.uint8,
+        *,
+        base: npt.NDArray[Any] | None = None,
+        out: npt.NDArray[Any] | None = None,
+    ) -> npt.NDArray[Any]:
+        """One header field of every packet, as numbers in the machine's byte order; shape ``(n,)``.
+
+        A field that does not lie wholly within its packet reads as 0.
+
+        Args:
+            offset: where it starts, bytes from the start of the packet.
+            dtype: what it is in the packet: an integer of 1, 2, 4 or 8 bytes, such as ``">u2"``.
+            base: count from here in each packet instead of from its start; shape ``(n,)``, such as `FiveTuple.l4`.
+            out: where to write it; contiguous, shape ``(n,)``, of that dtype in the machine's byte order.
+
+        Without `base` and `out` the array is the batch's own, and the next `load` of that field fills it anew.
+
+        Raises:
+            ConfigError: no such dtype; an offset of 65536 or more; an `out` that does not fit.
+
+        >>> from afxdp_pool import DESC, Batch
+        >>> batch = Batch(np.array([(0, 3, 0, 0), (4, 1, 0, 0)], DESC), np.arange(8, dtype=np.uint8))
+        >>> batch.load(1, ">u2").tolist()
+        [258, 0]
+        """
+        return self._header_fields().load(offset, dtype, base, out)
+
+    def store(
+        self,
+        offset: int,
+        dtype: npt.DTypeLike,
+        values: Any,
+        *,
+        base: npt.NDArray[Any] | None = None,
+        where: npt.NDArray[np.bool_] | None = None,
+    ) -> int:
+        """Write one header field of every packet; how many it was written to.
+
+        A field that does not lie wholly within its packet is not written.
+
+        Args:
+            offset, dtype, base: as for `load`.
+            values: one number, or one a packet.
+            where: write only to these packets; bool, shape ``(n,)``.
+
+        Raises:
+            ConfigError: as `load`; or `where` is no mask.
+        """
+        return self._header_fields().store(offset, dtype, values, base, where)
+
+    def swap_macs(self, where: npt.NDArray[np.bool_] | None = None) -> int:
+        """Exchange source and destination MAC address of every packet, or those of the mask `where`; how many."""
+        return self._header_fields().swap_macs(where)
+
+    def five_tuple(self) -> FiveTuple:
+        """Addresses, ports and protocol of every packet, as columns: IPv4 and IPv6, behind up to two VLAN tags.
+
+        The arrays are the batch's own, and the next call fills them anew.
+        """
+        return self._header_fields().five_tuple()
 
     @property
     def eth(self) -> Eth:

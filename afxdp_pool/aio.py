@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from afxdp_pool.batch import Batch
 from afxdp_pool.errors import AfXdpError, ConfigError, PoolClosedError
-from afxdp_pool.frame import Frame, Frames
+from afxdp_pool.frame import Frame
+from afxdp_pool.frames import Frames
 from afxdp_pool.waiting import LOOK_AGAIN
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from afxdp_pool import numa
 from afxdp_pool.compiling import Compiled
 from afxdp_pool.filters import Rule
+from afxdp_pool.granted import PortInfo
 from afxdp_pool.netdev import Netdev, flag_names
-from afxdp_pool.port import Port, PortInfo
+from afxdp_pool.port import Port
 from afxdp_pool.umem import DmaDevice
 
 if TYPE_CHECKING:

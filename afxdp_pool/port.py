@@ -9,36 +9,29 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-import numpy as np
-
 from afxdp_pool._native import ffi, lib
-from afxdp_pool.batch import DESC, Batch, need_batch
-from afxdp_pool.binding import check_place, link_gone, max_frames, return_program
-from afxdp_pool.chain import packets_of
-from afxdp_pool.config import MAX_COUNT, PortConfig, check_count
+from afxdp_pool.binding import check_place, max_frames, return_program
+from afxdp_pool.config import PortConfig
 from afxdp_pool.errors import (
     AfXdpError,
     BrokerError,
     ConfigError,
-    ForeignFrameError,
-    InvalidDescriptorError,
     LinkGoneError,
     MemoryLimitError,
     NotEnoughFramesError,
     PoolClosedError,
 )
-from afxdp_pool.frame import Frame
+from afxdp_pool.granted import PortInfo, granted
 from afxdp_pool.lease import Lease, MapLease
 from afxdp_pool.live import LiveTransmit, describe
 from afxdp_pool.netdev import Netdev
 from afxdp_pool.opening import open_here, open_via
 from afxdp_pool.pool import FramePool
 from afxdp_pool.program import XdpProgram
-from afxdp_pool.refusals import raise_refused
-from afxdp_pool.requests import TxStamps, check_room, take_stamps
+from afxdp_pool.requests import check_room
+from afxdp_pool.rings import PortRings
 from afxdp_pool.stats import KernelStats, LiveStats, PortStats, kernel_stats, port_stats
 from afxdp_pool.waiting import Waiting
 from afxdp_pool.xsk import device_gone
@@ -46,57 +39,7 @@ from afxdp_pool.xsk import device_gone
 log = logging.getLogger("afxdp_pool")
 
 
-@dataclass(frozen=True)
-class PortInfo:
-    """What a port was granted, as the kernel tells it.
-
-    Attributes:
-        netdev: name of the network device, or ``"memory"``.
-        queue: its queue.
-        driver: the network device's driver.
-        mode: ``"zero-copy"`` or ``"copy"``, read back from the socket.
-        xdp_mode: ``"native"`` or ``"generic"``, or None for a port without an XDP program: it only sends, and not by
-            zero-copy, for which drivers want a program all the same.
-        pages: what the Umem is made of.
-        transmit: ``"live"``: by live frames, and by the socket where those do not pay or not go; ``"socket"``; or
-            ``"none"``.
-        transmit_reason: why not by live frames; empty when it is.
-        netns: the network namespace it was asked for; None: the caller's.
-        fill_size, comp_size, rx_size, tx_size: entries of its rings; 0: it has no such ring.
-        fill_level: frames kept in FILL.
-        busy_poll_us: how long a call of the socket polls the driver; 0: not at all.
-        program_id: the XDP program it receives through, None without one.
-        bus: the address of the hardware behind it; empty without, or when it is a broker's to know.
-        numa_node: the NUMA node of the hardware; None: it has none, or it is not known.
-        rx_metadata: what it learns of received packets beside their bytes.
-        max_frames: most frames of a packet that it sends; 1 without multi-buffer.
-        tx_metadata: what can be asked of it for packets to be sent.
-    """
-
-    netdev: str
-    queue: int
-    driver: str
-    mode: str
-    xdp_mode: str | None
-    pages: str
-    transmit: str = "socket"
-    transmit_reason: str = ""
-    netns: str | None = None
-    fill_size: int = 0
-    comp_size: int = 0
-    rx_size: int = 0
-    tx_size: int = 0
-    fill_level: int = 0
-    busy_poll_us: int = 0
-    program_id: int | None = None
-    bus: str = ""
-    numa_node: int | None = None
-    rx_metadata: tuple[str, ...] = ()
-    max_frames: int = 1
-    tx_metadata: tuple[str, ...] = ()
-
-
-class Port(Waiting):
+class Port(PortRings, Waiting):
     """A socket on one queue of a network device, over the frames of a pool's Umem.
 
     Args:
@@ -335,30 +278,7 @@ class Port(Waiting):
     @property
     def info(self) -> PortInfo:
         """What was granted, as opposed to what was asked for."""
-        c = self.config
-        return PortInfo(
-            self.netdev,
-            self.queue,
-            self._driver,
-            self.mode,
-            self.xdp_mode,
-            self.pool.umem.pages,
-            ("live" if self._live else "socket") if c.transmit else "none",
-            self._no_live,
-            self._netns,
-            c.fill_size,
-            c.comp_size,
-            c.rx_size if c.receive else 0,
-            c.tx_size if c.transmit else 0,
-            c.fill_level,
-            c.busy_poll_us,
-            self._program.id if self._program else None,
-            self._where.bus if self._where else "",
-            self._where.numa_node if self._where else None,
-            c.rx_metadata if c.receive else (),
-            int(self.native.max_frames),
-            c.tx_metadata if c.transmit else (),
-        )
+        return granted(self)
 
     def resume(self) -> None:
         """Receive the queue's packets (again). Idempotent."""
@@ -375,140 +295,6 @@ class Port(Waiting):
     def fileno(self) -> int:
         """The socket, for poll and select: readable when packets wait. Owned by the port; -1 in memory."""
         return int(self.native.fd)
-
-    def fill(self, n: int | None = None) -> int:
-        """Hand up to `n` frames of the pool to the kernel to receive into; default: up to the fill level.
-
-        Returns how many; less when the ring is full or the pool empty.
-
-        Raises:
-            WrongThreadError: another thread owns the pool. PoolClosedError: the pool is closed.
-
-        Ownership: the frames are the kernel's until received.
-        """
-        port = self.native
-        _ = self.pool.native  # or it raises: the number of a closed pool may be another's by now
-        if n is None:
-            n = max(0, int(port.fill_level) - port_stats(port).in_fill)
-        got = lib.afp_port_fill(port, check_count(n))
-        if got < 0:
-            raise self.pool._refusal(got, f"{self.name}: fill")
-        lib.afp_port_wake_rx(port)  # a driver that found FILL empty may have stopped looking
-        return int(got)
-
-    def receive(self, n: int = 64) -> Batch:
-        """Up to `n` packets that have arrived; an empty batch when none has. Never waits.
-
-        Ownership: the caller holds the frames until put, sent or kept.
-        """
-        umem = self.pool.umem
-        if self.config.multi_buffer:
-            return self._receive_packets(check_count(n))
-        batch = Batch(np.empty(check_count(n), DESC), umem.data, self, frame_size=umem.frame_size, umem=umem)
-        got = lib.afp_port_receive(self.native, batch.pointer, n)
-        batch = batch[:got]
-        if got and umem.tracer is not None:
-            umem.tracer.note(batch)
-        return batch
-
-    def _receive_packets(self, n: int) -> Batch:
-        """`receive`, of packets that may lie in several frames."""
-        umem = self.pool.umem
-        room = min(4 * n, MAX_COUNT // 2) + lib.AFP_PACKET_FRAMES
-        frames = np.empty(min(room, umem.frames), DESC)
-        got = lib.afp_receive_packets(self.native, ffi.from_buffer("struct afp_desc[]", frames), len(frames), n)
-        batch = Batch.of_frames(frames[:got], umem.data, self, umem=umem)
-        if got and umem.tracer is not None:
-            umem.tracer.note(batch)
-        return batch
-
-    def transmit(self, batch: Batch | Frame) -> int:
-        """Put the packets into the TX ring, in order, and wake the kernel. Returns how many there was room for.
-
-        A `Frame`, and `Frames` as far as they are sent, are given away by it. ``batch[sent:]`` is the rest. Of a packet
-        in several frames all go, or none.
-
-        Raises:
-            DoubleFreeError: a frame the caller does not hold; ForeignFrameError, InvalidDescriptorError: a descriptor
-                that points outside the Umem, has no length, or leaves its frame; a packet in more frames than
-                `PortInfo.max_frames`, or in several without `PortConfig.multi_buffer`. Those before it are sent
-                (``error.done`` of them); it and those behind it are the caller's still.
-            LinkGoneError: the device is down or gone; ``error.done`` frames are with the port, until it is closed.
-
-        Ownership: one reference to each frame sent is the kernel's, until `complete()` on this port.
-        """
-        if isinstance(batch, Frame):
-            frame, batch = batch, batch.batch
-            sent = self.transmit(batch)
-            if sent:
-                frame._revoke()
-            return sent
-        need_batch(batch)
-        if batch.data is not self.pool.umem.data:
-            raise ForeignFrameError("the batch is of another Umem")
-        return self._send(batch)
-
-    def _send(self, batch: Batch, done: Any = None) -> int:
-        """`transmit`, of a batch on this Umem; C writes to `done` how many frames were sent."""
-        batch.require()
-        if batch._chain is not None and not self.config.multi_buffer:
-            raise InvalidDescriptorError(
-                f"{self.name}: a packet of several frames",
-                hint="such packets leave by ports opened with PortConfig(multi_buffer=True)",
-            )
-        refused = ffi.new("struct afp_refusals *")
-        pointer, frames = batch._moving()
-        done = batch.giving(done)
-        if done is None:
-            sent = int(lib.afp_port_transmit(self.native, pointer, frames, refused))
-        else:
-            sent = int(lib.afp_port_transmit_noted(self.native, pointer, frames, refused, done))
-        sent = packets_of(batch._chain, sent)
-        try:
-            self.kick()
-        except LinkGoneError as error:
-            error.done = sent
-            raise
-        if refused.n:
-            raise_refused(refused, sent, f"{self.name}: transmit")
-        return sent
-
-    def complete(self, n: int = 64) -> int:
-        """Take up to `n` completions: each frame goes home to the pool that owns it. Returns how many.
-
-        Frames that went live are home already, and are counted here all the same. What still waits to go is kicked.
-
-        Raises:
-            LinkGoneError: as `kick`, of a port that transmits live.
-        """
-        if self._live is not None and self.ring_levels()["tx"]:
-            self.kick()
-        return int(lib.afp_port_complete(self.native, check_count(n)))
-
-    def take_timestamps(self, n: int = 64) -> TxStamps:
-        """When packets were sent whose `Batch.request_timestamps` asked for it: up to `n`, the first completed first.
-
-        It keeps 8192 until they are taken. Concurrency: one thread, any. None after the port is closed.
-        """
-        return take_stamps(self.native, check_count(n))
-
-    def kick(self) -> None:
-        """Tell the kernel that there is something to send. A full queue is no error: what is left is sent later.
-
-        Raises:
-            LinkGoneError: the network device is down or gone.
-        """
-        code = -lib.afp_port_kick(self.native)
-        if code:
-            raise link_gone(self.name, code)
-        if self._live is not None and self._live.native.trouble:
-            self.look_for_trouble()
-
-    def ring_levels(self) -> dict[str, int]:
-        """Entries in each ring now: `fill` and `tx` wait for the kernel, `comp` and `rx` for us."""
-        out = ffi.new("uint32_t[4]")
-        lib.afp_port_ring_levels(self.native, out)
-        return dict(zip(("fill", "comp", "rx", "tx"), out, strict=True))
 
     def stats(self) -> PortStats:
         """What this port moved; of a closed port, in all. Concurrency: any thread."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from afxdp_pool.stats import EngineStats, KernelStats, LiveStats, PoolStats, PortStats
 
 if TYPE_CHECKING:
+    from afxdp_pool.granted import PortInfo
     from afxdp_pool.pool import FramePool
-    from afxdp_pool.port import Port, PortInfo
+    from afxdp_pool.port import Port
     from afxdp_pool.umem import Umem
 
 _STEPS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))

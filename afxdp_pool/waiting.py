@@ -19,7 +19,8 @@ from afxdp_pool.binding import link_gone
 if TYPE_CHECKING:
     from afxdp_pool.aio import Packets
     from afxdp_pool.batch import Batch
-    from afxdp_pool.frame import Frame, Frames
+    from afxdp_pool.frame import Frame
+    from afxdp_pool.frames import Frames
     from afxdp_pool.port import Port
 
 #: Seconds between looks while something is under way that no event tells of.

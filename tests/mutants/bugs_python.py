@@ -40,7 +40,7 @@ BUGS = (
     p(
         "held-given-away-twice",
         "double free",
-        "frame.py",
+        "frames.py",
         "whole._given[places] = True",
         "pass",
         "unit/test_frames.py",
@@ -48,7 +48,7 @@ BUGS = (
     p(
         "held-twice-in-one-batch",
         "double free",
-        "frame.py",
+        "frames.py",
         "if (places[1:] <= places[:-1]).any() and",
         "if False and",
         "unit/test_adversary.py::test_a_held_packet_is_not_given_away_twice_in_one_batch",
@@ -56,7 +56,7 @@ BUGS = (
     p(
         "held-not-given-back",
         "leaked reference",
-        "frame.py",
+        "frames.py",
         "self.umem.put(self._part(self._held()))",
         "pass",
         "unit/test_frames.py",
