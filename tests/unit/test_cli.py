@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import signal
 import sys
 from collections import deque
@@ -373,6 +374,19 @@ def test_summary_and_document() -> None:
     assert document["info"] is None
     assert document["ports"][0]["kernel"]["rx_ring_full"] == 1200
     assert document["stopped_by"] == "SIGINT"
+
+
+def test_packets_of_several_frames_are_packets_and_their_frames_are_said() -> None:
+    plain = report(packets=100)
+    stats = replace(plain.ports[0].stats, rx_parts=50, tx_parts=40, tx_completed=99, tx_completed_parts=30)
+    long = replace(plain, ports=(replace(plain.ports[0], stats=stats),))
+    args = arguments.parse(["forward", "-i", "eth8", "-o", "eth9", "--multi-buffer"])
+    proof = output.Proof(audit(), audit(), 0)
+    text = "\n".join(output.summary(args, output.Outcome(long, proof, "SIGINT")))
+    for name, packets, frames in (("received", 100, 150), ("sent", 100, 140), ("completed", 99, 129)):
+        assert re.search(rf"{name} +{packets} packets .* in {frames} frames$", text, re.MULTILINE)
+    assert "frames\n" not in "\n".join(output.summary(args, output.Outcome(plain, proof, "SIGINT")))
+    assert str(long) == "10.0 s: received 100, sent 100, completed 99, 10 pps"
 
 
 def test_a_drop_does_not_speak_of_sending() -> None:
