@@ -53,9 +53,10 @@ class TxStamps(NamedTuple):
 class RequestAccess:
     """What a `Batch` offers to ask of the device that will send it. Each asks in addition to what was asked before.
 
-    They write to the 32 bytes before each packet, of one in several frames before the first. Packets cannot be asked for
-    that lie nearer to the start of their frame, are fragments, or are not held any more. All return which packets were asked for: bool, shape ``(n,)``, the
-    batch's own. Send them by a port with `PortConfig.tx_metadata`; others refuse them.
+    They write to the 32 bytes before each packet, of one in several frames before the first. Packets cannot be asked
+    for that lie nearer to the start of their frame, are fragments, or are not held any more. All return which packets
+    were asked for: bool, shape ``(n,)``, the batch's own. Send them by a port with `PortConfig.tx_metadata`; others
+    refuse them.
     """
 
     __slots__ = ()

@@ -136,7 +136,9 @@ def make_generator(port: Port, template: Template, count: int, rate: float) -> t
     wanted = port.config.tx_metadata
     plain = len(sizes) == len(template.packets) and not wanted
     firsts = ffi.NULL if plain else ffi.new("uint32_t[]", first.tolist())
-    requests = _requests(data, template, max(sizes)) if wanted else ffi.NULL
+    requests = ffi.new("struct afp_tx_metadata[]", len(template.packets)) if wanted else ffi.NULL
+    if {"checksum", "software_checksum"} & set(wanted):
+        _ask_for_checksums(requests, data, template, max(sizes))
     generator = ffi.new(
         "struct afp_generator *",
         {
@@ -182,14 +184,13 @@ def _check_parts(port: Port, template: Template, sizes: Sequence[int], most: int
         )
 
 
-def _requests(data: Any, template: Template, room: int) -> Any:
-    """What each packet is to ask for in C's words: a checksum where there is one that a device fills in.
+def _ask_for_checksums(requests: Any, data: Any, template: Template, room: int) -> None:
+    """Let each packet ask for its checksum, where it has one that a device fills in.
 
-    In `data` the sum of its pseudo-header takes the checksum's place then.
+    In `data` the sum of the pseudo-header takes the checksum's place then.
     """
-    made = ffi.new("struct afp_tx_metadata[]", len(template.packets))
     at = 0
-    for request, packet in zip(made, template.packets, strict=True):
+    for request, packet in zip(requests, template.packets, strict=True):
         desc = ffi.new("struct afp_desc *", {"addr": at, "len": min(len(packet), room)})
         packets = ffi.new("struct afp_packets *", {"descs": desc, "area": data, "size": len(data), "n": 1})
         start, offset = ffi.new("uint16_t *"), ffi.new("uint16_t *")
@@ -197,4 +198,3 @@ def _requests(data: Any, template: Template, room: int) -> Any:
             request.flags = lib.AFP_ASK_CHECKSUM
             request.checksum_start, request.checksum_offset = start[0], offset[0]
         at += len(packet)
-    return made

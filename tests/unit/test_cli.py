@@ -383,8 +383,8 @@ def test_packets_of_several_frames_are_packets_and_their_frames_are_said() -> No
     args = arguments.parse(["forward", "-i", "eth8", "-o", "eth9", "--multi-buffer"])
     proof = output.Proof(audit(), audit(), 0)
     text = "\n".join(output.summary(args, output.Outcome(long, proof, "SIGINT")))
-    for name, packets, frames in (("received", 100, 150), ("sent", 100, 140), ("completed", 99, 129)):
-        assert re.search(rf"{name} +{packets} packets .* in {frames} frames$", text, re.MULTILINE)
+    for name, moved, frames in (("received", 100, 150), ("sent", 100, 140), ("completed", 99, 129)):
+        assert re.search(rf"{name} +{moved} packets .* in {frames} frames$", text, re.MULTILINE)
     assert "frames\n" not in "\n".join(output.summary(args, output.Outcome(plain, proof, "SIGINT")))
     assert str(long) == "10.0 s: received 100, sent 100, completed 99, 10 pps"
 

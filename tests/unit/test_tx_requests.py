@@ -107,7 +107,9 @@ def test_packets_of_several_frames_ask_by_their_first(frame_size: int, version: 
         kernel = FakeKernel(port)
         batch = pool.write([long, UDP, long + b"!", long[:-1]], multi_buffer=True)
         batch.udp.checksum = batch.tcp.checksum = 0xBAD
-        assert batch.offload_checksums().tolist() == [True, True, False, False], "the last is cut, more is behind another"
+        assert batch.offload_checksums().tolist() == [True, True, False, False], (
+            "the last is cut, more is behind another"
+        )
         assert batch[1:].request_timestamps([7, 8, 9]).all()
         assert port.transmit(batch) == 4
         parts = kernel.take_tx()
