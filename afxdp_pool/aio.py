@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -119,8 +120,12 @@ async def _wait(port: Port, pause: float) -> None:
     loop = asyncio.get_running_loop()
     fd = port.fileno()
     done = loop.create_future()
+    here = threading.get_ident()
 
     def end() -> None:
+        if threading.get_ident() != here and loop.is_running():  # another thread closes the port
+            loop.call_soon_threadsafe(end)
+            return
         mine = port._waiter is waiter  # else it was called already, and another task may wait by now
         if mine:
             port._waiter = None

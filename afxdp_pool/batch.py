@@ -184,6 +184,8 @@ class Batch(calls.Descs, HeaderAccess, RequestAccess, Chained):
     def __getitem__(self, key: int | slice | npt.NDArray[Any]) -> Bytes | Batch:
         """``batch[i]`` is packet i, a writable uint8 view; a slice, mask or index array gives a smaller batch.
 
+        The descriptors of a slice are the batch's own; those of a mask or array, and in a handler all, are copies.
+
         Raises:
             FrameGoneError: packet i was given back, or its frame has gone round since. A view taken before that cannot
                 be taken away: it shows what the frame holds now.
@@ -196,7 +198,10 @@ class Batch(calls.Descs, HeaderAccess, RequestAccess, Chained):
         return self._part(key)
 
     def _part(self, key: Any) -> Batch:
-        part = Batch(self._descs[key], self.data, self.port, frame_size=self.frame_size, umem=self.umem)
+        descs = self._descs[key]
+        if self._views is not None and descs.base is not None:
+            descs = descs.copy()  # the loop's memory describes other packets after the call
+        part = Batch(descs, self.data, self.port, frame_size=self.frame_size, umem=self.umem)
         part.ports = self.ports
         if self._chain is not None:
             self._chain.sync(self._descs)

@@ -30,6 +30,7 @@ from afxdp_pool.matching import Mask, matching
 from afxdp_pool.metadata import tai_ahead_ns
 from afxdp_pool.port import Port
 from afxdp_pool.runner import Runner
+from afxdp_pool.single import Single
 from afxdp_pool.stats import KernelStats
 
 log = logging.getLogger("afxdp_pool")
@@ -96,7 +97,7 @@ class _Tap:
         return int(out[0]), int(out[1])
 
 
-class Capture:
+class Capture(Single):
     """Write what passes through ports into a pcapng file, from now until `close()`.
 
     Args:

@@ -20,7 +20,7 @@ from typing import Any
 
 from afxdp_pool import numa
 from afxdp_pool._native import ffi, lib
-from afxdp_pool.batch import Batch
+from afxdp_pool.batch import Batch, need_batch
 from afxdp_pool.beacon import Beacon
 from afxdp_pool.binding import link_gone
 from afxdp_pool.chain import packets_of
@@ -34,6 +34,7 @@ from afxdp_pool.errors import (
     PoolError,
     WrongThreadError,
 )
+from afxdp_pool.frames import Frames
 from afxdp_pool.handlers import Handler, check_handler
 from afxdp_pool.handling import bad_verdicts, slices
 from afxdp_pool.info import Info, handler_name, make_info
@@ -112,6 +113,7 @@ class Forwarder(Runner):
         self._runner = 0  # the thread that is in run()
         self._failure: BaseException | None = None
         self._stopping = False
+        self._taken: Port | None = None  # another thread closes it
         self._told: set[str] = set()
         self._handed: deque[tuple[Batch, Port, Any]] = deque()  # and where C writes how many frames of it were sent
         self._started = self._stopped = 0.0
@@ -171,6 +173,9 @@ class Forwarder(Runner):
         with self._running:
             try:
                 self._runner = threading.get_ident()
+                self._taken = None
+                for port in self.ports:
+                    port._user = self._leave
                 name = handler_name(self.handler)
                 with (
                     Watch(self.ports) as watch,  # before this thread is pinned: its own is not to be on that CPU
@@ -180,6 +185,8 @@ class Forwarder(Runner):
                     self._look_at_nodes()
                     return self._run(duration, packets, on_tick, beacon, watch)
             finally:
+                for port in self.ports:
+                    port._user = None
                 self._runner = 0
 
     def _run(
@@ -235,6 +242,14 @@ class Forwarder(Runner):
                 self._stopped = time.monotonic()
         return self.snapshot()
 
+    def _leave(self, port: Port) -> None:
+        """A port is being closed: by another thread, which waits for the end of the run, or by a handler."""
+        if self._runner != threading.get_ident():
+            self._taken = port
+            self.stop()
+            with self._running:
+                pass
+
     def _look_at_nodes(self) -> None:
         """Say in the log, once each, what of NICs, frames and this thread is not on one NUMA node."""
         if len(numa.nodes()) < 2:
@@ -255,19 +270,21 @@ class Forwarder(Runner):
 
         Raises:
             ConfigError: the port is not one of this forwarder that sends. ForeignFrameError: a batch of another Umem.
-            PoolClosedError: the forwarder is closed.
+            FrameGoneError: `Frames`, of which some were given away already. PoolClosedError: the forwarder is closed.
 
         Concurrency: any thread. Ownership: the frames are the worker's; they come home to their own pool when sent.
         A bad descriptor (see `Port.transmit`) ends the run with its error.
         """
+        need_batch(batch)
         if port not in self.ports or not port.config.transmit:
-            raise ConfigError(f"{port.name} is no port of this forwarder that sends")
+            raise ConfigError(f"{getattr(port, 'name', port)} is no port of this forwarder that sends")
         if batch.data is not self.umem.data:
             raise ForeignFrameError("the batch is of another Umem")
         engine = self.native
-        # A batch that is lent is another one after the call.
-        batch = batch if batch._views is None else batch.copy()
-        self._handed.append((batch, port, ffi.new("uint32_t *")))
+        # Nothing that the caller may still change, close or, if it was lent, get back with other packets in it.
+        held = isinstance(batch, Frames) or batch._owner is not None
+        ours = Frames(batch, lent=True) if held else batch.copy()
+        self._handed.append((ours, port, ffi.new("uint32_t *")))
         lib.afp_engine_stop(engine)
         if self._engine is None:  # closed meanwhile
             self._put_handed()
@@ -313,6 +330,8 @@ class Forwarder(Runner):
 
     def _raise_for(self, why: int) -> None:
         engine = self.native
+        if self._taken is not None:
+            _ = self._taken.native  # raises
         if why == lib.AFP_RAN_ERROR:
             failed = self.ports[engine.failed_port]
             raise link_gone(failed.name, int(failed.native.error))
@@ -405,8 +424,9 @@ class Forwarder(Runner):
             self._thread = None
         self.stop()  # a run() in another thread
         with self._running:
-            lib.afp_engine_fini(self._engine)
-            self._engine = None
+            engine, self._engine = self._engine, None
+            if engine is not None:
+                lib.afp_engine_fini(engine)
         self._put_handed()
         for thing in reversed(self._owned):
             thing.close()

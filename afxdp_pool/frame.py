@@ -24,13 +24,14 @@ from afxdp_pool.errors import (
 )
 from afxdp_pool.frames import Frames
 from afxdp_pool.refusals import raise_refused
+from afxdp_pool.single import Single
 
 if TYPE_CHECKING:
     from afxdp_pool.pool import FramePool
     from afxdp_pool.port import Port
 
 
-class Frame:
+class Frame(Single):
     """One packet held: in a frame of the Umem, not copied, until it is sent or closed.
 
     It takes over the reference that the caller has to the one packet of `batch`; `Batch.keep` makes one with one of

@@ -11,6 +11,7 @@ or in a loop: so C itself writes down what it took or gave, and what passes from
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import warnings
 from collections.abc import Iterable
@@ -235,8 +236,8 @@ class Frames(Batch):
                 self._pointer = self._fields = self._views = None
 
     def __del__(self) -> None:
-        if not getattr(self, "left", 0) or self.umem is None or not self.umem._open:
-            return
+        if sys.is_finalizing() or not getattr(self, "left", 0) or self.umem is None or not self.umem._open:
+            return  # at the end of the interpreter numpy is half gone, and the frames go with the process
         umem = self.umem
         rest = Batch.of_frames(self._left_frames(), self.data, self.port, umem=umem)
         shown = ", ".join(map(str, rest.frames(rest.frame_size)[:8])) + (", ..." if len(rest) > 8 else "")

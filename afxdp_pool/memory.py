@@ -130,6 +130,8 @@ class SharedMemory(_Mapping):
     """
 
     def __init__(self, size: int, *, huge_pages: bool = False) -> None:
+        if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):  # the kernel would try, at others' cost
+            raise MemoryLimitError("the machine has not so much memory", subject=f"{size} bytes")
         page, flags = 4096, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         if huge_pages:
             page, flags = HUGE_PAGE, flags | os.MFD_HUGETLB | os.MFD_HUGE_2MB

@@ -46,11 +46,12 @@ class FramePool(calls.Pool):
         quota: most frames to own at once; 0 for no limit. An allocation beyond gets fewer frames. (The kernel's
             page_pool has no such limit.)
         init_callback: called with a batch of the frames that have just entered the pool, whole and each once, before
-            any of them is handed out; a place to write headers that stay. In the owner thread; it must not use it.
+            any of them is handed out; a place to write headers that stay. In the owner thread.
         on_event: called as ``on_event("hold" or "release", frames)`` when frames (uint32 numbers) enter or leave the
-            pool, which happens in bulk and rarely. In whichever thread moves them; it must not use the library.
+            pool, which happens in bulk and rarely. In whichever thread moves them.
 
-    An exception raised in a callback is raised by the next `alloc`, `alloc_fragments` or `close`.
+    A callback is called half way through a call: what moves frames, or closes something, raises PoolError in it. An
+    exception raised in a callback is raised by the next `alloc`, `alloc_fragments` or `close`.
 
     Raises:
         ConfigError: a negative size.
@@ -79,6 +80,7 @@ class FramePool(calls.Pool):
         if ring_size < 1 or not 0 <= quota <= MAX_COUNT:
             raise ConfigError(f"ring_size must be at least 1, and quota 0 to {MAX_COUNT}")
         self.umem = umem
+        umem.not_in_callback()
         self._pool = lib.afp_pool_create(umem.table, min(ring_size, lib.AFP_RING_MAX), quota)
         if self._pool == ffi.NULL:
             if ffi.errno == 24:
@@ -129,6 +131,12 @@ class FramePool(calls.Pool):
         if self._pool is None:
             raise PoolClosedError("the pool is closed")
         return self._pool
+
+    @property
+    def _movable(self) -> Any:
+        """The same, for who moves frames."""
+        self.umem.not_in_callback()
+        return self.native
 
     @property
     def id(self) -> int:
@@ -212,7 +220,7 @@ class FramePool(calls.Pool):
             raise ConfigError("out is read-only, or not contiguous", hint="use a whole batch, or one cut as out[:n]")
         if out._owner is not None or not out._direct:
             raise ConfigError("out are frames that are held", hint="use a batch of alloc() or receive()")
-        return int(lib.afp_pool_alloc(self.native, out.pointer, n))
+        return int(lib.afp_pool_alloc(self._movable, out.pointer, n))
 
     def alloc_fragments(self, n: int, size: int) -> Batch:
         """Up to `n` fragments of frames, several in one frame, each with room for `size` bytes or more: its `len`.
@@ -228,7 +236,7 @@ class FramePool(calls.Pool):
         """
         out = self._new_batch(n)
         room = self.umem.frame_size - self.umem.config.headroom
-        got = lib.afp_pool_alloc_fragments(self.native, out.pointer, n, size if 0 <= size <= room else 0)
+        got = lib.afp_pool_alloc_fragments(self._movable, out.pointer, n, size if 0 <= size <= room else 0)
         if got == lib.AFP_TOO_LARGE:
             raise FrameSizeError(f"a fragment of {size} bytes is not possible", hint=f"choose 1 to {room}")
         return self._allocated(out, got, "alloc_fragments")
@@ -306,6 +314,7 @@ class FramePool(calls.Pool):
         if done >= 0:
             return done
         if done == -1:
+            self.umem.not_in_callback()
             return frames_call(lib.afp_put_all, self.umem.table, self._data, batch, "put")
         raise_refused(lib.afp_last_refusals(), len(batch) + 1 + done, "put")
 
@@ -327,7 +336,7 @@ class FramePool(calls.Pool):
 
         Concurrency: owner thread only.
         """
-        got = lib.afp_pool_collect(self.native)
+        got = lib.afp_pool_collect(self._movable)
         if got < 0:
             raise self._refusal(got, "collect")
         return int(got)
@@ -340,7 +349,7 @@ class FramePool(calls.Pool):
 
         Concurrency: owner thread only.
         """
-        got = lib.afp_pool_flush(self.native)
+        got = lib.afp_pool_flush(self._movable)
         if got < 0:
             raise self._refusal(got, "flush")
 
@@ -350,7 +359,7 @@ class FramePool(calls.Pool):
         Raises:
             WrongThreadError: another thread is, and has not called `unbind()`.
         """
-        got = lib.afp_pool_bind(self.native)
+        got = lib.afp_pool_bind(self._movable)
         if got < 0:
             raise self._refusal(got, "bind")
 
@@ -362,7 +371,7 @@ class FramePool(calls.Pool):
 
         Concurrency: owner thread only.
         """
-        if self.owner_tid and lib.afp_pool_unbind(self.native) < 0:
+        if self.owner_tid and lib.afp_pool_unbind(self._movable) < 0:
             raise self._refusal(lib.AFP_WRONG_THREAD, "unbind")
 
     def close(self) -> None:
@@ -378,6 +387,7 @@ class FramePool(calls.Pool):
         """
         if self._pool is None:
             return
+        self.umem.not_in_callback()
         got = lib.afp_pool_destroy(self._pool)
         if got < 0:
             raise self._refusal(got, "close")

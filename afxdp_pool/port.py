@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+from collections.abc import Callable
 from typing import Any, Literal, Self
 
 from afxdp_pool._native import ffi, lib
@@ -32,6 +34,7 @@ from afxdp_pool.pool import FramePool
 from afxdp_pool.program import XdpProgram
 from afxdp_pool.requests import check_room
 from afxdp_pool.rings import PortRings
+from afxdp_pool.single import Single
 from afxdp_pool.stats import KernelStats, LiveStats, PortStats, kernel_stats, port_stats
 from afxdp_pool.waiting import Waiting
 from afxdp_pool.xsk import device_gone
@@ -39,7 +42,7 @@ from afxdp_pool.xsk import device_gone
 log = logging.getLogger("afxdp_pool")
 
 
-class Port(PortRings, Waiting):
+class Port(PortRings, Waiting, Single):
     """A socket on one queue of a network device, over the frames of a pool's Umem.
 
     Args:
@@ -77,6 +80,7 @@ class Port(PortRings, Waiting):
     _netns: str | None
     _port: Any
     _program: XdpProgram | None
+    _user: Callable[[Port], None] | None  # ends what another thread does with this port, and waits for that
     _where: Netdev | None  # the network device as it was when the port was opened; None in memory
 
     def __init__(
@@ -153,6 +157,9 @@ class Port(PortRings, Waiting):
         self._no_live = ""
         self._troubles: set[int] = set()
         self._borrowed = self._orphaned = self._gone = False
+        self._user = None
+        self._closing = False
+        self._closer = threading.RLock()
         self._receiving = False
         self._last: PortStats | None = None
         self._last_kernel = KernelStats()
@@ -235,14 +242,14 @@ class Port(PortRings, Waiting):
         Raises:
             PoolClosedError: the port is closed.
         """
-        if self._port is None:
+        if self.closed:
             raise PoolClosedError(f"{self.name}: the port is closed")
         return self._port
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed. Concurrency: any thread."""
-        return self._port is None
+        """Whether it was closed, or is just being. Concurrency: any thread."""
+        return self._port is None or self._closing
 
     @property
     def program(self) -> XdpProgram | None:
@@ -318,10 +325,22 @@ class Port(PortRings, Waiting):
     def close(self) -> None:
         """Stop receiving, close the socket, take every frame back that the kernel had. Idempotent, in any order.
 
-        Frames of a pool whose owner is another thread are posted to it.
+        Frames of a pool whose owner is another thread are posted to it. A forwarder that runs with this port in another
+        thread is stopped first, and waited for: its run raises PoolClosedError. So is a `poll` or `wait` there.
+
+        Concurrency: any thread that is not in a callback of a pool; no other may be in a call of this port but those.
         """
         if self._port is None:
             return
+        self.pool.umem.not_in_callback()
+        self._closing = True  # first: whoever comes now and looks finds it so
+        if self._user is not None:
+            self._user(self)
+        with self._closer:
+            if self._port is not None:
+                self._close(self._port)
+
+    def _close(self, native: Any) -> None:
         if self._waiter is not None:
             self._waiter[0]()  # before the descriptor goes that it waits for
         try:
@@ -329,18 +348,19 @@ class Port(PortRings, Waiting):
         except AfXdpError as error:
             log.warning("%s: %s", self.name, error)  # closing the socket does it as well
         if self._program is not None and self._borrowed:
+            self._borrowed = False
             return_program(self._program)
         self._last_kernel = self.kernel_stats()
-        lib.afp_port_set_tap(self._port, ffi.NULL)
-        lib.afp_port_end(self._port)
+        lib.afp_port_set_tap(native, ffi.NULL)
+        lib.afp_port_end(native)
         if self._lease is not None:
             self._lease.close()
-        self._last = port_stats(self._port)
+        self._last = port_stats(native)
         self._port = None
-        if self._live is not None:
-            self._last_live = self._live.stats()
-            self._live.close()
-            self._live = None
+        live, self._live = self._live, None
+        if live is not None:
+            self._last_live = live.stats()
+            live.close()
         self.pool.umem._ports.discard(self)
         self._take_back()
 

@@ -37,6 +37,7 @@ from afxdp_pool.errors import (
     QueueRangeError,
 )
 from afxdp_pool.filters import MAX_RULES, RULES_SIZE, Rule, pack_rules
+from afxdp_pool.single import Single
 
 __all__ = ["MAX_RULES", "ProgramCounters", "Rule", "XdpProgram"]
 
@@ -65,7 +66,7 @@ class ProgramCounters:
     passed_no_socket: int
 
 
-class XdpProgram:
+class XdpProgram(Single):
     """The redirecting XDP program on one network device, attached from construction until `close()`.
 
     Args:

@@ -49,6 +49,7 @@ class PortRings:
         Ownership: the frames are the kernel's until received.
         """
         port = self.native
+        self.pool.umem.not_in_callback()
         _ = self.pool.native  # or it raises: the number of a closed pool may be another's by now
         if n is None:
             n = max(0, int(port.fill_level) - port_stats(port).in_fill)
@@ -143,6 +144,7 @@ class PortRings:
         Raises:
             LinkGoneError: as `kick`, of a port that transmits live.
         """
+        self.pool.umem.not_in_callback()
         if self._live is not None and self.ring_levels()["tx"]:
             self.kick()
         return int(lib.afp_port_complete(self.native, check_count(n)))

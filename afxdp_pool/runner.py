@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from afxdp_pool.audit import Audit
 from afxdp_pool.info import Info
 from afxdp_pool.report import Report
+from afxdp_pool.single import Single
 
 if TYPE_CHECKING:
     from afxdp_pool.pool import FramePool
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from afxdp_pool.umem import Umem
 
 
-class Runner(ABC):
+class Runner(Single, ABC):
     """Ports on one Umem, and what becomes of their packets while it runs.
 
     Attributes:

@@ -23,6 +23,7 @@ from afxdp_pool.errors import AfXdpError, ConfigError, ModeUnsupportedError, Pri
 from afxdp_pool.ethtool import Channels, Rings, Rss
 from afxdp_pool.flows import FlowRule
 from afxdp_pool.knobs import Kind, Knobs
+from afxdp_pool.single import Single
 
 _KIND = "steering"
 _LACKS = {
@@ -116,7 +117,7 @@ def spread_table(
     return tuple(first + bisect_right(ends, place * ends[-1] // size) for place in range(size))
 
 
-class Steering:
+class Steering(Single):
     """What is changed of how a device chooses queues, until `close()` puts it back.
 
     Args:

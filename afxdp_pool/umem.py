@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
 import weakref
 from collections import deque
@@ -28,6 +29,7 @@ from afxdp_pool.errors import ConfigError, ForeignFrameError, MemoryLimitError, 
 from afxdp_pool.holders import Holder, Tracer, find_holders, wanted
 from afxdp_pool.memory import Memory, best_memory
 from afxdp_pool.refusals import frames_call
+from afxdp_pool.single import Single
 
 if TYPE_CHECKING:
     from afxdp_pool.pool import FramePool
@@ -75,7 +77,7 @@ class DmaDevice:
     queues: tuple[int, ...]
 
 
-class Umem:
+class Umem(Single):
     """Frames for ports and pools.
 
     Args:
@@ -137,6 +139,7 @@ class Umem:
         self._detached: list[FramePool] = []
         self._pools: weakref.WeakSet[FramePool] = weakref.WeakSet()
         self._callbacks: dict[int, object] = {}  # by pool id: as long as C may call them
+        self._closer = threading.RLock()
         self._in_callback: set[int] = set()  # threads that C calls a pool's callback from, under its locks
         self._late: deque[Batch] = deque()  # frames forgotten there, to be put as soon as may be
         self._ports: set[Port] = set()  # not weak: a port that nobody closed is closed with the Umem
@@ -250,8 +253,9 @@ class Umem:
         Args:
             now: the time, in seconds since boot; for tests.
 
-        Concurrency: any thread.
+        Concurrency: any thread; not in a callback of a pool.
         """
+        self.not_in_callback()
         lib.afp_table_reap(self.table)
         with contextlib.suppress(IndexError):
             while True:
@@ -315,7 +319,20 @@ class Umem:
 
         Concurrency: any thread. Ownership: the frames are no longer the caller's.
         """
+        self.not_in_callback()
         return frames_call(lib.afp_put_all, self.table, self.data, batch, "put")
+
+    def not_in_callback(self) -> None:
+        """For what moves frames, or waits for who does: C calls callbacks half way through that, under its locks.
+
+        Raises:
+            PoolError: this thread is in a callback of a pool of this Umem.
+        """
+        if self._in_callback and threading.get_ident() in self._in_callback:
+            raise PoolError(
+                "a pool's callback moves frames, or closes something",
+                hint="note what is to be done, and do it after the call that it is a part of",
+            )
 
     def failing(self, error: BaseException | None) -> None:
         """Tell `failure_watchers` that an exception is about to close this Umem or something on it; None: no effect."""
@@ -327,13 +344,16 @@ class Umem:
         """Close the ports and pools on it, then let go of the memory. Idempotent; in any order with theirs."""
         if not self._open:
             return
-        for port in list(self._ports):
-            port.close()
-        for pool in list(self._pools):
-            pool._forget()
-        self._open = False
-        lib.afp_table_fini(self._table)
-        self._memory.close()
+        self.not_in_callback()
+        with self._closer:
+            for port in list(self._ports):
+                port.close()
+            for pool in list(self._pools):
+                pool._forget()
+            if self._open:
+                self._open = False
+                lib.afp_table_fini(self._table)
+            self._memory.close()
 
     def _abandon(self) -> None:
         """In a forked child: nothing of it is the child's, and any lock may be held by a thread that is not there."""

@@ -9,12 +9,14 @@ sleeps no longer, misses nothing.
 from __future__ import annotations
 
 import select
+import threading
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.binding import link_gone
+from afxdp_pool.errors import ConfigError
 
 if TYPE_CHECKING:
     from afxdp_pool.aio import Packets
@@ -57,6 +59,7 @@ class Waiting:
         """
         port = cast("Port", self)
         native = port.native
+        port.pool.umem.not_in_callback()
         turn = self._turn
         if turn is None:
             turn = self._turn = ffi.new("struct afp_turn *")
@@ -82,7 +85,8 @@ class Waiting:
             timeout: seconds; 0 looks once, None waits for ever.
 
         Raises:
-            LinkGoneError, WrongThreadError, PoolClosedError: as `recycle`.
+            LinkGoneError, WrongThreadError, PoolClosedError: as `recycle`; the last also when another thread closes the
+                port meanwhile. ConfigError: a wait for ever, of a port that only sends.
 
         Concurrency: the pool's owner thread.
         """
@@ -170,15 +174,36 @@ def wait(ports: Iterable[Port], timeout: float | None = None) -> list[Port]:
 
     Args:
         ports: of this thread.
-        timeout: seconds; 0 looks once, None waits for ever. An empty list is returned then.
+        timeout: seconds, after which the list is empty; 0 looks once, None waits for ever.
 
     Raises:
-        LinkGoneError, WrongThreadError, PoolClosedError: as `Port.recycle`.
+        LinkGoneError, WrongThreadError, PoolClosedError: as `Port.recycle`; the last also when another thread closes
+            one of them meanwhile. ConfigError: a wait for ever, of ports that only send, or of none.
 
     Concurrency: the thread that owns the ports' pools.
     """
     ports = list(ports)
+    if timeout is None and not any(port.config.receive for port in ports):
+        raise ConfigError("none of the ports receives, so nothing would end the wait", hint="give a timeout")
     end = None if timeout is None else time.monotonic() + timeout
+    here, waiting, users = threading.get_ident(), threading.Lock(), [port._user for port in ports]
+
+    def leave(_: Port) -> None:
+        if threading.get_ident() != here:  # this thread finds the port closing when it looks next
+            with waiting:
+                pass
+
+    with waiting:
+        try:
+            for port in ports:
+                port._user = leave
+            return _wait(ports, end)
+        finally:
+            for port, user in zip(ports, users, strict=True):
+                port._user = user
+
+
+def _wait(ports: list[Port], end: float | None) -> list[Port]:
     poller = None
     while True:
         pauses = [port.recycle() for port in ports]

@@ -27,6 +27,7 @@ from afxdp_pool import netdev as netdevs
 from afxdp_pool import netlink
 from afxdp_pool.config import PACKET_HEADROOM
 from afxdp_pool.errors import AfXdpError, LinkGoneError, ProgramGoneError
+from afxdp_pool.single import Single
 
 if TYPE_CHECKING:
     from afxdp_pool.port import Port
@@ -115,7 +116,7 @@ class Eye:
         os.close(self._netns)
 
 
-class Watch:
+class Watch(Single):
     """Looks after `ports`: by a thread of its own from `with` to its end, or when `look()` is called.
 
     Ports in memory, and those whose namespace cannot be entered any more, are not looked after.

@@ -7,7 +7,7 @@
  * way does the common case whole, or nothing, and says so: the methods of pool.py then do the rest, and know every error.
  *
  * Python's lock is kept only where the pool takes no lock of its own and calls no hook: else a thread that waits here for the
- * table's lock could hold what a hook under that lock waits for.
+ * table's lock could hold what a hook under that lock waits for. A hook itself gets nothing done: pool.py refuses it.
  */
 #define Py_LIMITED_API 0x030b0000
 #define PY_SSIZE_T_CLEAN
@@ -150,8 +150,11 @@ static PyObject *pool_alloc(PyObject *self, PyObject *const *args, Py_ssize_t na
 	if (likely(owned_by(p->pool, afp_self()) && (uint32_t)n <= p->pool->ncache)) {
 		got = afp_pool_alloc(p->pool, d->held.buf, (uint32_t)n);
 	} else {
-		PyThreadState *state = PyEval_SaveThread();
+		PyThreadState *state;
 
+		if (unlikely(afp_pool_telling()))
+			Py_RETURN_NONE;
+		state = PyEval_SaveThread();
 		got = afp_pool_alloc(p->pool, d->held.buf, (uint32_t)n);
 		PyEval_RestoreThread(state);
 	}
@@ -168,6 +171,8 @@ static PyObject *pool_put(PyObject *self, PyObject *batch)
 	if (unlikely(!d || !p->table))
 		return PyLong_FromLong(-1);
 	n = descs_count(d);
+	if (unlikely(afp_pool_telling()))
+		return PyLong_FromLong(-1);
 	done = afp_put_cached(p->table, d->held.buf, n);
 	if (unlikely(done < n)) {
 		PyThreadState *state = PyEval_SaveThread();

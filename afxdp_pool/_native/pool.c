@@ -20,10 +20,20 @@ static void count_release(struct afp_pool *p, uint32_t n)
 	atomic_fetch_add_explicit(&p->release_cnt, n, memory_order_relaxed);
 }
 
+static _Thread_local uint32_t telling;
+
 void afp_pool_tell(const struct afp_pool *p, enum afp_event event, const uint32_t *frames, uint32_t n)
 {
-	if (unlikely(p->hook && n))
-		p->hook(p->hook_user, event, frames, n);
+	if (likely(!p->hook || !n))
+		return;
+	telling++;
+	p->hook(p->hook_user, event, frames, n);
+	telling--;
+}
+
+bool afp_pool_telling(void)
+{
+	return telling;
 }
 
 static void release_locked(struct afp_pool *p, const uint32_t *frames, uint32_t n)

@@ -181,6 +181,8 @@ bool afp_take_fragment(struct afp_table *t, uint32_t frame, uint64_t addr);
 void afp_give_fragment(struct afp_table *t, uint32_t frame, uint64_t addr);
 void afp_fragment_finish(struct afp_pool *p);
 void afp_pool_tell(const struct afp_pool *p, enum afp_event event, const uint32_t *frames, uint32_t n);
+/* Whether this thread is being told: what called the hook is half done, and may hold the table's lock. */
+bool afp_pool_telling(void);
 void afp_wrap_generation(struct afp_table *t, uint32_t frame, uint64_t *w);
 bool afp_pool_refill(struct afp_pool *p);
 uint32_t afp_pool_take(struct afp_pool *p, uint32_t *frames, uint32_t n);

@@ -34,6 +34,7 @@ from typing import Any
 
 from afxdp_pool.errors import AfXdpError, ConfigError, LabError, PrivilegeError
 from afxdp_pool.netdev import ethtool, in_netns, new_netns
+from afxdp_pool.single import Single
 
 NETNS_DIR = Path("/run/netns")
 PREFIX = "afxp"
@@ -106,7 +107,7 @@ class VethPair:
     far: LabLink
 
 
-class Lab:
+class Lab(Single):
     """Namespaces and veth pairs, made at construction and by `veth()`, removed by `close()`.
 
     Raises:

@@ -25,7 +25,7 @@ BUGS = (
         "ports-left-open",
         "clean-up",
         "umem.py",
-        "for port in list(self._ports):\n            port.close()\n        for pool",
+        "for port in list(self._ports):\n                port.close()\n            for pool",
         "for pool",
         "unit/test_pitfalls_ports.py::test_pitfall_21_a_umem_closes_rings_first_then_pools_then_memory",
     ),
