@@ -19,6 +19,7 @@ SOURCES = (
     "pool.c",
     "alloc.c",
     "put.c",
+    "box.c",
     "fragment.c",
     "audit.c",
     "port.c",

@@ -174,6 +174,8 @@ static inline void afp_box_open(struct afp_box *box, uint32_t room)
 	box->cached = 0;
 }
 
+/* The box's post for the pool's frames, empty at first; NULL: no memory. */
+struct afp_post *afp_box_post(struct afp_box *box, struct afp_pool *p);
 bool afp_box_add(struct afp_box *box, struct afp_pool *p, uint32_t frame, uint16_t gen, enum afp_state from);
 void afp_box_flush(struct afp_box *box);
 void afp_pool_ring_put(struct afp_pool *p, uint32_t frame);

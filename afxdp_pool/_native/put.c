@@ -2,79 +2,7 @@
 /* The free side: references given back, from any thread, each frame to its own pool. */
 #include "pool.h"
 
-#include <stdlib.h>
 #include <string.h>
-
-/* Remote returns: a batch's frames for other threads' pools, one post a pool -------------------------------------- */
-
-static void box_send(struct afp_box *box, uint32_t slot)
-{
-	struct afp_pool *p = box->pool[slot];
-	struct afp_post *post = box->post[slot];
-
-	if (unlikely(!post->n)) { /* opened for a batch of which every frame was refused */
-		free(post);
-		return;
-	}
-	ACQUIRE_FRAMES(p->table, i, post->n, (uint32_t)post->entry[i]);
-	post->next = atomic_load_explicit(&p->inbox, memory_order_relaxed);
-	while (!atomic_compare_exchange_weak(&p->inbox, &post->next, post))
-		;
-	if (unlikely(atomic_load(&p->life) == AFP_DETACHED))
-		afp_table_reap(p->table);
-}
-
-/* The post for the pool's frames, empty at first; NULL: no memory. */
-static __attribute__((noinline)) struct afp_post *box_post(struct afp_box *box, struct afp_pool *p)
-{
-	uint32_t slot = 0;
-	struct afp_post *post;
-
-	while (slot < box->used && box->pool[slot] != p)
-		slot++;
-	if (unlikely(slot == box->used)) {
-		if (box->used == AFP_BOX_POOLS)
-			box_send(box, slot = 0);
-		else
-			box->used++;
-		post = malloc(sizeof(*post) + box->room * sizeof(post->entry[0]));
-		if (!post) {
-			/* The slot is given up; the frame stays with its holder. */
-			box->used--;
-			box->pool[slot] = box->pool[box->used];
-			box->post[slot] = box->post[box->used];
-			return NULL;
-		}
-		post->n = 0;
-		post->room = box->room;
-		box->pool[slot] = p;
-		box->post[slot] = post;
-	}
-	box->last = slot;
-	return box->post[slot];
-}
-
-bool afp_box_add(struct afp_box *box, struct afp_pool *p, uint32_t frame, uint16_t gen, enum afp_state from)
-{
-	struct afp_table *t = p->table;
-	struct afp_post *post = box_post(box, p);
-
-	if (unlikely(!post))
-		return false;
-	/* Against a second return while this one is on its way. A put and a completion do not know of each other: should there
-	 * be both, by a mistake of the caller's, the state the frame is in decides. */
-	atomic_store_explicit(from == AFP_APP ? &t->returned[frame] : &t->completed[frame], gen, memory_order_relaxed);
-	post->entry[post->n++] = post_entry(frame, gen, from);
-	return true;
-}
-
-void afp_box_flush(struct afp_box *box)
-{
-	for (uint32_t slot = 0; slot < box->used; slot++)
-		box_send(box, slot);
-	box->used = 0;
-	afp_box_count(box);
-}
 
 /* Frames ------------------------------------------------------------------------------------------------------------ */
 
@@ -288,7 +216,7 @@ static __attribute__((noinline)) uint32_t put_any(struct afp_table *t, const str
 		if (first && owned_by(first, box.self))
 			box.mine = first;
 		else if (first)
-			box_post(&box, first); /* no memory: put_one() will say so */
+			afp_box_post(&box, first); /* no memory: put_one() will say so */
 	}
 	while (i < n) {
 		enum afp_reason reason;

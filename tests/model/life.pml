@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The end of a pool, and its next beginning (pool.c: afp_pool_destroy, _bind, _create, afp_table_reap; put.c: box_send).
+ * The end of a pool, and its next beginning (pool.c: afp_pool_destroy, _bind, _create, afp_table_reap; box.c: box_send).
  *
  * The owner closes a pool that has two frames out. Two producers give them back meanwhile: each posts, looks at `life`,
  * and reaps if the pool is detached. A binder tries to become the owner. Somebody else makes a new pool, which reuses the

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The remote return protocol (put.c, pool.c): one frame, its owner thread, two threads that give it back.
+ * The remote return protocol (put.c, box.c, pool.c): one frame, its owner thread, two threads that give it back.
  *
  * The owner allocates the frame LIVES times, hands it out in every way there is, the wrong ones included, and collects
  * whenever it likes. A returner can be held up at every step, so a post of one life arrives in any later one.

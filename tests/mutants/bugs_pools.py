@@ -1,4 +1,4 @@
-"""Bugs of the pools: put.c, pool.c, fragment.c."""
+"""Bugs of the pools: put.c, box.c, pool.c, fragment.c."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ BUGS = (
     c(
         "post-not-released",
         "ordering",
-        "put",
+        "box",
         "atomic_compare_exchange_weak(&p->inbox, &post->next, post)",
         "atomic_compare_exchange_weak_explicit(&p->inbox, &post->next, post, 0, 0)",  # relaxed
         "test_threads:tsan",
@@ -91,7 +91,7 @@ BUGS = (
     c(
         "posted-without-acquire",
         "ordering",
-        "put",
+        "box",
         "\tACQUIRE_FRAMES(p->table, i, post->n, (uint32_t)post->entry[i]);\n",
         "",
         "test_order:tsan",
@@ -150,7 +150,7 @@ BUGS = (
     c(
         "late-return-not-reaped",
         "clean-up",
-        "put",
+        "box",
         "if (unlikely(atomic_load(&p->life) == AFP_DETACHED))",
         "if (0)",
         "test_pool",
