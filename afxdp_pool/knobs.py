@@ -8,10 +8,10 @@ the next port opened on the device, the next `Knobs`, and `clean` call.
 Several owners may set the same knob: the last one's value holds, and when it closes, that of the one before, in
 whatever order they close. Invariant: a value that none of them set is never overwritten by putting back.
 
-To have a knob of another kind, describe it by a `Kind` in the module it belongs to, name that in `KINDS`, and set it by
-``Knobs(netdev, netns).set(kind, key, value)``. Knobs are put back in the reverse order of their setting, so what rests
-on another (a steering rule on the number of queues) is set after it. A value is what JSON has: a number, a text, a
-list, a dictionary; None is a thing that is not there. A thing that is added, such as a steering rule, is a knob whose
+To have a knob of another kind, describe it by a `Kind` in the module it belongs to, name that in `knob.KINDS`, and set
+it by ``Knobs(netdev, netns).set(kind, key, value)``. Knobs are put back in the reverse order of their setting, so what
+rests on another (a steering rule on the number of queues) is set after it. A value is what JSON has: a number, a text,
+a list, a dictionary; None is a thing that is not there. A thing that is added, such as a steering rule, is a knob whose
 value was None, and which `write` deletes when it is given None; its key says where, so its place is chosen before.
 """
 
@@ -21,46 +21,36 @@ import atexit
 import contextlib
 import errno
 import itertools
-import json
 import logging
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from importlib import import_module
+from dataclasses import dataclass
 from typing import Any, Self
 
 from afxdp_pool.errors import AfXdpError, NoSuchInterfaceError
 from afxdp_pool.hook import Owner
-from afxdp_pool.netdev import in_netns, netns_path
-from afxdp_pool.statedir import StateDirectory
+from afxdp_pool.knob import (
+    OWN_NETNS,
+    Holder,
+    Kind,
+    Knob,
+    Place,
+    find_place,
+    is_noted,
+    kind_of,
+    note_down,
+    noted,
+    plain,
+    read_page,
+)
+from afxdp_pool.netdev import in_netns
 
-__all__ = ["KINDS", "Kind", "Knobs", "Left", "left", "restore", "shown"]
+__all__ = ["Kind", "Knobs", "Left", "left", "restore", "shown"]
 
 log = logging.getLogger("afxdp_pool")
-#: Where each kind of knob is described: a module, and the name of its `Kind` there; imported when first needed.
-KINDS = {"napi": ("afxdp_pool.tuning", "NAPI"), "steering": ("afxdp_pool.steering", "STEERING")}
-_SO_NETNS_COOKIE = 71  # since Linux 5.14; a namespace's number that is never given again
 _LONGEST_SHOWN = 60
-_OWN_NETNS = "/proc/thread-self/ns/net"
 _GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How knobs of one kind are read and written. Both are called in the device's network namespace.
-
-    Attributes:
-        read: (netdev, key) to the value there is now.
-        write: (netdev, key, value): set it.
-
-    Both raise OSError as the kernel does. What cannot be put back now (EBUSY, EOPNOTSUPP, ...) is tried again at the
-    next `restore`.
-    """
-
-    read: Callable[[str, str], Any]
-    write: Callable[[str, str, Any], None]
 
 
 @dataclass(frozen=True)
@@ -73,52 +63,6 @@ class Left:
     value: Any
     pid: int
     alive: bool
-
-
-@dataclass
-class _Holder:
-    """One owner's value of a knob. Without an owner: it closed, and the device did not take the value back."""
-
-    owner: Owner | None
-    number: int
-    value: Any
-
-    @property
-    def alive(self) -> bool:
-        return self.owner is not None and self.owner.alive
-
-
-@dataclass
-class _Knob:
-    """A knob that is not as it was `before`: the last of its holders is the one whose value is there."""
-
-    kind: str
-    key: str
-    before: Any
-    holders: list[_Holder] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, note: Any) -> _Knob:
-        """From a file. Raises KeyError, TypeError, ValueError, OverflowError, when it is something else."""
-        holders = [
-            _Holder(Owner(*map(int, holder["owner"])) if holder["owner"] else None, int(holder["n"]), holder["value"])
-            for holder in note["holders"]
-        ]
-        if note["kind"] not in KINDS or not isinstance(note["key"], str) or not holders:
-            raise ValueError(f"there is no knob {note['kind']} {note['key']}")
-        return cls(note["kind"], note["key"], note["before"], holders)
-
-    def note(self) -> dict[str, Any]:
-        """As it stands in the file."""
-        holders = [
-            {
-                "owner": [one.owner.pid, one.owner.start_time, one.owner.pid_namespace] if one.owner else None,
-                "n": one.number,
-                "value": one.value,
-            }
-            for one in self.holders
-        ]
-        return {"kind": self.kind, "key": self.key, "before": self.before, "holders": holders}
 
 
 class Knobs:
@@ -143,8 +87,8 @@ class Knobs:
         self.netdev, self._number, self._kept = netdev, 0 if kept else next(_numbers), kept
         self._set: list[tuple[str, str]] = []
         with in_netns(netns):
-            self._place = _find(netdev, netns)
-            self._netns = os.open(_OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC)
+            self._place = find_place(netdev, netns)
+            self._netns = os.open(OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC)
         _open.add(self)
         restore(netdev, netns)
 
@@ -154,24 +98,24 @@ class Knobs:
         Raises:
             OSError: as the kernel says; then nothing has changed. AfXdpError: the file stayed locked for seconds.
         """
-        ours = _Holder(self.owner, self._number, _plain(value))
+        ours = Holder(self.owner, self._number, plain(value))
         with self._inside() as (name, knobs):
             _put_back(name, knobs, lambda holder: not holder.alive)
-            how = _kind(kind)
-            now = _plain(how.read(name, key))
+            how = kind_of(kind)
+            now = plain(how.read(name, key))
             knob = next((one for one in knobs if (one.kind, one.key) == (kind, key)), None)
             if knob is None and now == ours.value:
                 return now
             if knob is None:
-                knobs.append(knob := _Knob(kind, key, now))
+                knobs.append(knob := Knob(kind, key, now))
             elif now != knob.holders[-1].value:  # somebody else set it meanwhile: that is what to put back
                 knob.before, knob.holders = now, []
             again = next((one for one in knob.holders if _is(one, self)), None)
             knob.holders = [*(one for one in knob.holders if one is not again), ours]
-            _note(self._place, knobs)
+            note_down(self._place, knobs)
             try:
                 how.write(name, key, value)
-                ours.value = _plain(how.read(name, key))
+                ours.value = plain(how.read(name, key))
             except BaseException:
                 knob.holders.remove(ours)
                 if again is not None:
@@ -215,10 +159,10 @@ class Knobs:
             self._forget()
 
     @contextlib.contextmanager
-    def _inside(self) -> Iterator[tuple[str, list[_Knob]]]:
+    def _inside(self) -> Iterator[tuple[str, list[Knob]]]:
         """This thread in the device's namespace, alone with its file; the device's name, and the knobs to be kept."""
-        here = os.fstat(self._netns).st_ino == os.stat(_OWN_NETNS).st_ino  # then it needs no privilege
-        with in_netns(None if here else f"/proc/self/fd/{self._netns}"), _noted(self._place) as knobs:
+        here = os.fstat(self._netns).st_ino == os.stat(OWN_NETNS).st_ino  # then it needs no privilege
+        with in_netns(None if here else f"/proc/self/fd/{self._netns}"), noted(self._place) as knobs:
             try:
                 name = socket.if_indextoname(self._place.index)
             except OSError:
@@ -250,16 +194,16 @@ def restore(netdev: str, netns: str | None = None) -> list[str]:
     """
     with in_netns(netns):
         try:
-            return _restore(netdev, _find(netdev, netns))
+            return _restore(netdev, find_place(netdev, netns))
         except (AfXdpError, OSError) as error:
             log.debug("%s: its knobs are not looked at: %s", netdev, error)
             return []
 
 
-def _restore(netdev: str, place: _Place) -> list[str]:
-    if place.page not in _files.names() or not _files.writable:
+def _restore(netdev: str, place: Place) -> list[str]:
+    if not is_noted(place):
         return []
-    with _noted(place) as knobs:
+    with noted(place) as knobs:
         return _put_back(netdev, knobs, lambda holder: not holder.alive)
 
 
@@ -270,7 +214,7 @@ def left(netdev: str, netns: str | None = None) -> list[Left]:
         NoSuchNamespaceError, PrivilegeError: the namespace cannot be entered.
     """
     with in_netns(netns), contextlib.suppress(OSError, NoSuchInterfaceError):
-        tops = [(knob, knob.holders[-1]) for knob in _read(_find(netdev, netns).page)]
+        tops = [(knob, knob.holders[-1]) for knob in read_page(find_place(netdev, netns).page)]
         return [
             Left(knob.kind, knob.key, knob.before, top.value, top.owner.pid if top.owner else 0, top.alive)
             for knob, top in tops
@@ -278,7 +222,7 @@ def left(netdev: str, netns: str | None = None) -> list[Left]:
     return []
 
 
-def _put_back(name: str, knobs: list[_Knob], gone: Callable[[_Holder], bool], *, aloud: bool = False) -> list[str]:
+def _put_back(name: str, knobs: list[Knob], gone: Callable[[Holder], bool], *, aloud: bool = False) -> list[str]:
     """Take these holders off the knobs, each knob to the value of who is left, or to what was there before."""
     done = []
     for knob in reversed(list(knobs)):
@@ -289,8 +233,8 @@ def _put_back(name: str, knobs: list[_Knob], gone: Callable[[_Holder], bool], *,
         staying = [holder for holder in knob.holders if holder not in going]
         target = staying[-1].value if staying else knob.before
         try:
-            how = _kind(knob.kind)
-            now = _plain(how.read(name, knob.key))
+            how = kind_of(knob.kind)
+            now = plain(how.read(name, knob.key))
             if now == top.value != target:
                 how.write(name, knob.key, target)
                 whose = top.owner.pid if top.owner else 0
@@ -323,93 +267,8 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
-def _is(holder: _Holder, owner: Knobs) -> bool:
+def _is(holder: Holder, owner: Knobs) -> bool:
     return holder.owner == owner.owner and holder.number == owner._number
-
-
-def _kind(name: str) -> Kind:
-    module, attribute = KINDS[name]
-    found = getattr(import_module(module), attribute)
-    assert isinstance(found, Kind)
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """As it comes back from a file."""
-    return json.loads(json.dumps(value))
-
-
-# The files ----------------------------------------------------------------------------------------------------------
-
-_files = StateDirectory("/run/afxdp-pool")
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A device: the number of its namespace, the name that was found by, and the device's number in it."""
-
-    number: str
-    netns: str | None
-    index: int
-
-    @property
-    def page(self) -> str:
-        return f"{self.number}-{self.index}.json"
-
-
-def _find(netdev: str, netns: str | None) -> _Place:
-    """The device of this name in the namespace the thread is in."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as there:
-        try:
-            number = f"c{int.from_bytes(there.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)}"
-        except OSError:
-            number = f"i{os.stat(_OWN_NETNS).st_ino}"
-    try:
-        return _Place(number, netns, socket.if_nametoindex(netdev))
-    except OSError as error:
-        subject = f"{netdev} in namespace {netns}" if netns else netdev
-        raise NoSuchInterfaceError("there is no such interface", subject=subject, errno=error.errno or 0) from None
-
-
-def _read(page: str) -> list[_Knob]:
-    try:
-        return [_Knob.read(note) for note in (_files.read(page) or {"knobs": ()})["knobs"]]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        log.warning("%s is not understood, and left out of account: %s", _files.path(page), error)
-        return []
-
-
-def _note(place: _Place, knobs: list[_Knob]) -> None:
-    _files.write(place.page, {"netns": place.netns, "knobs": [knob.note() for knob in knobs]} if knobs else None)
-
-
-@contextlib.contextmanager
-def _noted(place: _Place) -> Iterator[list[_Knob]]:
-    """The knobs of a device, alone with them; at the end they are written down as they then are."""
-    with _files.locked():
-        knobs = _read(place.page)
-        try:
-            yield knobs
-        finally:
-            _note(place, knobs)
-            _prune(place)
-
-
-def _prune(here: _Place) -> None:
-    """Forget devices that are gone, with their namespace or without, and that nobody who runs has changed."""
-    for page in _files.names():
-        number, _, index = page.removesuffix(".json").rpartition("-")
-        if page == here.page or any(holder.alive for knob in _read(page) for holder in knob.holders):
-            continue
-        netns = str((_files.read(page) or {}).get("netns") or "")
-        gone = netns != "" and not os.path.exists(netns_path(netns))
-        if number == here.number and index.isdigit():
-            try:
-                socket.if_indextoname(int(index))
-            except OSError:
-                gone = True
-        if gone:
-            _files.write(page, None)
 
 
 _numbers = itertools.count()

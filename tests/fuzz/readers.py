@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from afxdp_pool import beacon, filters, flows, knobs, netlink, sockets, wire
+from afxdp_pool import beacon, filters, flows, knob, netlink, sockets, wire
 from afxdp_pool.cli import arguments, steer, traffic
 from afxdp_pool.errors import BrokerError, ConfigError
 from afxdp_pool.statedir import StateDirectory
@@ -92,18 +92,18 @@ def state_file(data: bytes) -> None:
     directory.read("page")
 
 
-def knob(data: bytes) -> None:
+def device_file(data: bytes) -> None:
     """As `state_file`, of this boot."""
     with contextlib.suppress(ValueError, RecursionError):
         state = json.loads(data)
         directory, _ = state_directory()
         directory.write("page", state)
-        before, knobs._files = knobs._files, directory
+        before, knob._files = knob._files, directory
         try:
-            for one in knobs._read("page"):
+            for one in knob.read_page("page"):
                 one.note()
         finally:
-            knobs._files = before
+            knob._files = before
 
 
 def word(read: Callable[[str], object]) -> Callable[[bytes], None]:
@@ -141,7 +141,7 @@ READERS: tuple[Callable[[bytes], None], ...] = (
     netlink_answer,
     nic_rule,
     state_file,
-    knob,
+    device_file,
 )
 
 

@@ -41,10 +41,10 @@ def test_readers_take_anything(data: bytes) -> None:
 
 @settings(max_examples=200)
 @given(st.integers(0, len(readers.READERS) - 1), st.text(max_size=40))
-@example(readers.READERS.index(readers.knob), "[" * 5000)
+@example(readers.READERS.index(readers.device_file), "[" * 5000)
 @example(readers.READERS.index(readers.state_file), "[" * 5000)
 @example(
-    readers.READERS.index(readers.knob),
+    readers.READERS.index(readers.device_file),
     '{"knobs": [{"kind": "napi", "key": "", "before": 0, "holders": [{"owner": [1e999, 1, 1], "n": 1, "value": 0}]}]}',
 )
 def test_readers_take_any_text(reader: int, text: str) -> None:

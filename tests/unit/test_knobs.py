@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from afxdp_pool import errors, knobs, statedir
+from afxdp_pool import errors, knob, knobs, statedir
 from afxdp_pool.knobs import Kind, Knobs
 from afxdp_pool.statedir import StateDirectory
 
@@ -47,8 +47,8 @@ class Device:
 @pytest.fixture
 def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
     made = Device(tmp_path / "device")
-    monkeypatch.setattr(knobs, "KINDS", {"test": (__name__, "KIND")})
-    monkeypatch.setattr(knobs, "_files", StateDirectory(str(tmp_path / "state")))
+    monkeypatch.setattr(knob, "KINDS", {"test": (__name__, "KIND")})
+    monkeypatch.setattr(knob, "_files", StateDirectory(str(tmp_path / "state")))
     monkeypatch.setitem(globals(), "KIND", Kind(made.read, made.write))
     return made
 
@@ -291,7 +291,7 @@ def test_what_others_may_have_written_is_not_believed(
 def test_without_a_directory_it_is_said_once(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(knobs, "_files", StateDirectory(str(tmp_path / "not" / "there")))
+    monkeypatch.setattr(knob, "_files", StateDirectory(str(tmp_path / "not" / "there")))
     with caplog.at_level(logging.WARNING), Knobs("lo") as ours, Knobs("lo") as other:
         ours.set("test", "a", 1)
         other.set("test", "a", 2)
@@ -308,7 +308,7 @@ def test_the_lock_has_a_deadline_and_ends_with_who_holds_it(
     locked, told = os.pipe()
     pid = os.fork()
     if not pid:
-        with knobs._files.locked():
+        with knob._files.locked():
             os.write(told, b".")
             signal.pause()
     try:

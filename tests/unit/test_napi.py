@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import afxdp_pool as ap
-from afxdp_pool import knobs, napi, netlink, tuning
+from afxdp_pool import knob, knobs, napi, netlink, tuning
 from afxdp_pool.cli import doctor_netdev
 from afxdp_pool.netdev import find
 from afxdp_pool.statedir import StateDirectory
@@ -52,7 +52,7 @@ def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Played:
     made = Played()
     monkeypatch.setattr(netlink, "generic_dump", made.dump)
     monkeypatch.setattr(netlink, "act", made.act)
-    monkeypatch.setattr(knobs, "_files", StateDirectory(str(tmp_path / "knobs")))
+    monkeypatch.setattr(knob, "_files", StateDirectory(str(tmp_path / "knobs")))
     monkeypatch.setattr(napi, "PROC", tmp_path)
     return made
 

@@ -15,7 +15,7 @@ import pytest
 from fake_nic import FakeNic
 
 import afxdp_pool as ap
-from afxdp_pool import ethtool, knobs, netlink
+from afxdp_pool import ethtool, knob, netlink
 from afxdp_pool.cli import doctor_netdev, main
 from afxdp_pool.netdev import Netdev, find
 from afxdp_pool.statedir import StateDirectory
@@ -33,7 +33,7 @@ def nic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeNic]:
 def played(nic: FakeNic, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeNic]:
     monkeypatch.setattr(ethtool, "ioctl", nic.ioctl)
     monkeypatch.setattr(netlink, "act", nic.act)
-    monkeypatch.setattr(knobs, "_files", StateDirectory(str(tmp_path / "knobs")))
+    monkeypatch.setattr(knob, "_files", StateDirectory(str(tmp_path / "knobs")))
 
     def find(name: str, netns: str | None = None) -> Netdev:
         return Netdev(name, 1, bytes(6), 1500, True, "fakenic", nic.combined, nic.combined, netns)
