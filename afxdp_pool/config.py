@@ -151,9 +151,10 @@ class PortConfig:
         multi_buffer: receive and send packets longer than a frame, in several frames each (XDP_USE_SG, Linux 6.6): for
             MTUs beyond some 3800 bytes. See docs/large-packets.md. Packets go by the socket then, none of them live.
         tx_metadata: what may be asked of the device for each packet (Linux 6.11): ``"checksum"``, ``"timestamp"``,
-            ``"launch_time"``; or ``"software_checksum"``, which the kernel computes, in copy mode, whatever the device
-            could do. Such a port sends by its socket, and the Umem has a headroom of 32 bytes or more. See
-            `Batch.offload_checksums`, `Batch.request_timestamps`, `Batch.launch_at`.
+            ``"launch_time"`` (Linux 6.15); or ``"software_checksum"``, which the kernel computes, in copy mode,
+            whatever the device could do, and not with `multi_buffer`. Such a port sends by its socket, and the Umem has
+            a headroom of 32 bytes or more. See `Batch.offload_checksums`, `Batch.request_timestamps`,
+            `Batch.launch_at`.
 
     Raises:
         RingSizeError: a ring size the kernel would refuse, or a fill level that does not fit the ring.
@@ -222,14 +223,19 @@ class PortConfig:
         return TX_ROOM if self.transmit and self.tx_metadata else 0
 
     def _check_multi_buffer(self) -> None:
-        for name in ("fill_size", "comp_size", "rx_size", "tx_size", "fill_level"):
+        used: tuple[str, ...] = ("fill_size", "rx_size", "fill_level") if self.receive else ()
+        used += ("comp_size", "tx_size") if self.transmit else ()
+        for name in used:
             if getattr(self, name) < PACKET_FRAMES:
                 raise RingSizeError(
                     f"{name} {getattr(self, name)} has no room for one packet of many frames",
                     hint=f"choose {PACKET_FRAMES} or more with multi_buffer",
                 )
-        if self.tx_metadata:
-            raise ConfigError("packets of several frames carry no tx_metadata", hint="use a port of its own for each")
+        if "software_checksum" in self.tx_metadata:
+            raise ConfigError(
+                "the kernel's software_checksum is of a packet's first frame alone (xsk_skb_metadata(), net/xdp/xsk.c)",
+                hint='ask for "checksum": in copy mode the kernel computes that of whole packets if the device cannot',
+            )
         if self.transmit == "live":
             raise ConfigError(
                 "packets of several frames cannot go live", hint='leave multi_buffer off, or transmit at "auto"'

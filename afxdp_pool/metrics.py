@@ -36,7 +36,7 @@ _PORT = {
     "rx_bad": ("rx_bad_descriptors", "RX descriptors refused: not a frame this port had filled"),
     "tx_packets": ("tx_packets", "Packets handed over for sending"),
     "tx_bytes": ("tx_bytes", "Bytes handed over for sending, without preamble and FCS"),
-    "tx_completed": ("tx_completed_packets", "Frames sent and back; packets, where none lies in several"),
+    "tx_completed": ("tx_completed_packets", "Packets sent, their frames back"),
     "completion_bad": ("completion_bad_descriptors", "Completions refused: not a frame this port had sent"),
     "tx_kicks": ("tx_kicks", "Calls of sendto() that told the kernel to send"),
     "tx_again": ("tx_again", "Of those, answered: not everything yet (EAGAIN)"),
@@ -47,6 +47,7 @@ _PORT = {
     "tx_reclaimed": ("tx_reclaimed_frames", "Frames taken back from TX when the port closed"),
     "rx_parts": ("rx_part_frames", "Frames received beyond the first of their packet"),
     "tx_parts": ("tx_part_frames", "Frames handed over for sending beyond the first of their packet"),
+    "tx_completed_parts": ("tx_completed_part_frames", "Of those, the frames sent and back"),
 }
 _KERNEL = {
     "rx_dropped": "Packets the kernel dropped: no frame in FILL, or too long for one",

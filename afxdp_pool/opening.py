@@ -76,8 +76,6 @@ def _fit(port: Port) -> PortConfig:
     takes such a frame out of FILL and says nothing (xp_check_unaligned(), net/xdp/xsk_buff_pool.c).
     """
     config, umem = port.config, port.pool.umem
-    if umem.config.unaligned and config.tx_room:
-        raise ConfigError("packets in unaligned frames carry no tx_metadata", subject=port.name)
     if not umem.config.unaligned or config.mode == "copy" or isinstance(umem.memory, HugePageMemory):
         return config
     if config.mode == "zero-copy":

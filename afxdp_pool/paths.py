@@ -259,8 +259,12 @@ def transmit(
 ) -> Forwarder:
     """Send `packets` out of `netdev`, in turn, `count` in all at `rate` a second (0: no end, as fast as it goes).
 
+    Packets longer than a frame go in several, as with `PortConfig.multi_buffer`. What ``options.port.tx_metadata``
+    names is asked for: TCP's and UDP's checksum of each packet; and every 100 us when one packet is sent, for
+    `Port.take_timestamps`, with the time (CLOCK_TAI, ns) at which it was handed over as its number.
+
     Raises:
-        As `Port`; ConfigError when a packet is empty or does not fit a frame.
+        As `Port`; ConfigError when a packet is empty, or in more frames than the device sends.
 
     Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
@@ -269,6 +273,8 @@ def transmit(
     ((queue,),) = options.queue_groups
     template = packets if isinstance(packets, Template) else Template(tuple(packets))
     config = replace(options.port_of(netdev), receive=False)
+    if max(map(len, template.packets)) > options.frame_size - config.tx_room:
+        config = replace(config, multi_buffer=True)
     forwarder = _open([_Plan([_Place(netdev, queue, config)], {})], options)
     assert isinstance(forwarder, Forwarder)
     try:

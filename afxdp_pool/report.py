@@ -88,7 +88,7 @@ class Report:
 
     @property
     def completed(self) -> int:
-        """Packets whose frames came back through COMPLETION."""
+        """Packets whose frames came back through COMPLETION, or that were sent live."""
         return sum(port.stats.tx_completed for port in self.ports)
 
     def as_dict(self) -> dict[str, Any]:

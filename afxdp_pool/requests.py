@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from afxdp_pool._native import ffi, lib
+from afxdp_pool.chain import Chain
 from afxdp_pool.columns import Fields
 from afxdp_pool.config import PortConfig
 from afxdp_pool.errors import ConfigError, InvalidDescriptorError, MetadataUnsupportedError
@@ -52,14 +53,16 @@ class TxStamps(NamedTuple):
 class RequestAccess:
     """What a `Batch` offers to ask of the device that will send it. Each asks in addition to what was asked before.
 
-    They write to the 32 bytes before each packet. Packets cannot be asked for that lie nearer to the start of their
-    frame, are fragments, or are not held any more. All return which packets were asked for: bool, shape ``(n,)``, the
-    batch's own. Send them by a port with `PortConfig.tx_metadata`; others refuse them.
+    They write to the 32 bytes before each packet, of one in several frames before the first. Packets cannot be asked
+    for that lie nearer to the start of their frame, are fragments, or are not held any more. All return which packets
+    were asked for: bool, shape ``(n,)``, the batch's own. Send them by a port with `PortConfig.tx_metadata`; others
+    refuse them.
     """
 
     __slots__ = ()
 
     umem: Umem | None
+    _chain: Chain | None
     _descs: npt.NDArray[Any]
 
     def _header_fields(self) -> Fields:
@@ -104,7 +107,11 @@ class RequestAccess:
             given, pointer = fields.scratch("asked values", "u8")
             given[:] = values
         done, out = fields.scratch(("asked", what), "?")
-        lib.afp_tx_ask(self.umem.table, fields.packets, what, pointer, fields.mask(where), out)
+        lengths = ffi.NULL
+        if self._chain is not None:
+            self._chain.sync(self._descs)
+            lengths = ffi.from_buffer("int64_t[]", self._chain.lengths)
+        lib.afp_tx_ask(self.umem.table, fields.packets, what, pointer, lengths, fields.mask(where), out)
         self._descs["options"] |= done * np.uint16(lib.AFP_TX_OPTION)
         return done  # type: ignore[no-any-return]
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from afxdp_pool._native import ffi
+from afxdp_pool._native import ffi, lib
+from afxdp_pool.chain import spread
 from afxdp_pool.errors import ConfigError
 from afxdp_pool.handlers import DROP, FORWARD, TX
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from afxdp_pool.port import Port
 
 _MAC_LENGTH = 6
+#: Of packets made here one in so long asks when it is sent: `Port` keeps some 8000 answers until they are taken.
+STAMP_EVERY_NS = 100_000
 
 
 def mac(text: str | bytes) -> bytes:
@@ -119,18 +122,23 @@ def make_generator(port: Port, template: Template, count: int, rate: float) -> t
     """A C generator that sends `count` packets a run from port 0, and the memory that it needs as long as it is used.
 
     Raises:
-        ConfigError: a packet does not fit a frame; a negative number.
+        ConfigError: a packet does not fit a frame, or as many as the port sends it in; a negative number.
     """
-    umem = port.pool.umem
-    longest = max(map(len, template.packets))
-    room = umem.frame_size - umem.config.headroom
-    if longest > room:
-        raise ConfigError(f"a packet of {longest} bytes does not fit a frame", hint=f"frames here take {room} bytes")
     if count < 0 or rate < 0:
         raise ConfigError("count and rate are not negative", hint="0 means without end, as fast as can be")
+    umem = port.pool.umem
+    sizes, options = spread([len(packet) for packet in template.packets], umem.frame_size - umem.config.headroom)
+    first = np.concatenate(([0], np.flatnonzero(np.array(options) == 0) + 1))  # parts of each template
+    _check_parts(port, template, sizes, int(np.diff(first).max()))
     data = ffi.new("uint8_t[]", b"".join(template.packets))
-    offsets = ffi.new("uint32_t[]", [0, *np.cumsum([len(packet) for packet in template.packets]).tolist()])
+    offsets = ffi.new("uint32_t[]", [0, *np.cumsum(sizes).tolist()])
     written = ffi.new("uint32_t[]", umem.frames)
+    wanted = port.config.tx_metadata
+    plain = len(sizes) == len(template.packets) and not wanted
+    firsts = ffi.NULL if plain else ffi.new("uint32_t[]", first.tolist())
+    requests = ffi.new("struct afp_tx_metadata[]", len(template.packets)) if wanted else ffi.NULL
+    if {"checksum", "software_checksum"} & set(wanted):
+        _ask_for_checksums(requests, data, template, max(sizes))
     generator = ffi.new(
         "struct afp_generator *",
         {
@@ -139,6 +147,9 @@ def make_generator(port: Port, template: Template, count: int, rate: float) -> t
             "templates": len(template.packets),
             "data": data,
             "offset": offsets,
+            "first": firsts,
+            "request": requests,
+            "stamp_every_ns": STAMP_EVERY_NS if "timestamp" in wanted else 0,
             "count": count,
             "rate": rate,
             "sequence_at": template.sequence_at,
@@ -146,4 +157,44 @@ def make_generator(port: Port, template: Template, count: int, rate: float) -> t
             "written": written,
         },
     )
-    return generator, [data, offsets, written]
+    return generator, [data, offsets, written, firsts, requests]
+
+
+def _check_parts(port: Port, template: Template, sizes: Sequence[int], most: int) -> None:
+    """Refuse packets that are cut into more parts than the port sends in one, or in the wrong place."""
+    longest, room = max(map(len, template.packets)), max(sizes)
+    if most > 1 and not port.config.multi_buffer:
+        raise ConfigError(
+            f"a packet of {longest} bytes does not fit a frame",
+            hint=f"frames here take {room} bytes; PortConfig(multi_buffer=True) sends it in several",
+        )
+    limit = min(int(port.native.max_frames), port.config.tx_size, port.config.comp_size)
+    if most > limit:
+        raise ConfigError(
+            f"a packet of {longest} bytes takes {most} frames, and {port.name} sends at most {limit} together",
+            hint="use larger frames or rings, or shorter packets",
+        )
+    if most > 1 and max(template.sequence_at + 8, template.checksum_at + 2) > room:
+        raise ConfigError(f"the sequence number or checksum lies beyond the first frame's {room} bytes")
+    if "launch_time" in port.config.tx_metadata:
+        raise ConfigError(
+            "at which time of the device's clock packets are to be sent is not known here",
+            subject=port.name,
+            hint='leave "launch_time" out, and pace them by rate',
+        )
+
+
+def _ask_for_checksums(requests: Any, data: Any, template: Template, room: int) -> None:
+    """Let each packet ask for its checksum, where it has one that a device fills in.
+
+    In `data` the sum of the pseudo-header takes the checksum's place then.
+    """
+    at = 0
+    for request, packet in zip(requests, template.packets, strict=True):
+        desc = ffi.new("struct afp_desc *", {"addr": at, "len": min(len(packet), room)})
+        packets = ffi.new("struct afp_packets *", {"descs": desc, "area": data, "size": len(data), "n": 1})
+        start, offset = ffi.new("uint16_t *"), ffi.new("uint16_t *")
+        if lib.afp_checksum_begin(packets, 0, len(packet), start, offset):
+            request.flags = lib.AFP_ASK_CHECKSUM
+            request.checksum_start, request.checksum_offset = start[0], offset[0]
+        at += len(packet)

@@ -73,8 +73,9 @@ class PoolStats(_Counters):
 class PortStats(_Counters):
     """What one port moved, as the engine counted it. Packets, bytes, frames, system calls.
 
-    A packet of several frames is one packet, and its other frames are `rx_parts` and `tx_parts`; so are, in `rx_parts`,
-    the frames of packets that were refused for one bad descriptor. `tx_completed` counts frames.
+    A packet of several frames is one packet, and its other frames are `rx_parts`, `tx_parts` and `tx_completed_parts`;
+    so are, in `rx_parts`, the frames of packets that were refused for one bad descriptor. `fill_submitted` and what was
+    reclaimed are frames.
     """
 
     fill_submitted: int
@@ -94,6 +95,7 @@ class PortStats(_Counters):
     tx_reclaimed: int
     rx_parts: int = 0
     tx_parts: int = 0
+    tx_completed_parts: int = 0
 
     @property
     def in_fill(self) -> int:
@@ -103,7 +105,7 @@ class PortStats(_Counters):
     @property
     def in_tx(self) -> int:
         """Frames given to the kernel to be sent, and not completed."""
-        return self.tx_packets + self.tx_parts - self.tx_completed - self.tx_reclaimed
+        return self.tx_packets + self.tx_parts - self.tx_completed - self.tx_completed_parts - self.tx_reclaimed
 
 
 @dataclass(frozen=True)

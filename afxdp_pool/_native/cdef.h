@@ -61,7 +61,7 @@ struct afp_refusals *afp_last_refusals(void);
 struct afp_mock_ring { uint32_t producer; uint32_t consumer; uint32_t flags; uint32_t size; void *entries; };
 struct afp_port_stats {
 	uint64_t fill_submitted, rx_packets, rx_bytes, rx_bad, tx_packets, tx_bytes, tx_completed, completion_bad;
-	uint64_t tx_kicks, tx_again, tx_busy, tx_errors, rx_kicks, fill_reclaimed, tx_reclaimed, rx_parts, tx_parts;
+	uint64_t tx_kicks, tx_again, tx_busy, tx_errors, rx_kicks, fill_reclaimed, tx_reclaimed, rx_parts, tx_parts, tx_completed_parts;
 };
 struct xsk_ring_prod { uint32_t cached_prod; uint32_t cached_cons; ...; };
 struct xsk_ring_cons { uint32_t cached_prod; uint32_t cached_cons; ...; };
@@ -163,6 +163,7 @@ void afp_count_states(const struct afp_table *t, uint32_t *out);
 uint32_t afp_held(const struct afp_table *t, const struct afp_desc *descs, uint32_t n, uint8_t *out);
 
 /* engine.h */
+struct afp_tx_metadata { uint64_t flags; uint16_t checksum_start, checksum_offset; ...; };
 struct afp_route { uint8_t receive; uint8_t verdict; uint8_t rewrite; uint8_t dst[6], src[6]; };
 struct afp_generator {
 	struct afp_pool *pool;
@@ -170,6 +171,9 @@ struct afp_generator {
 	uint32_t templates;
 	const uint8_t *data;
 	const uint32_t *offset;
+	const uint32_t *first;
+	const struct afp_tx_metadata *request;
+	uint64_t stamp_every_ns, stamped_ns;
 	uint64_t count;
 	double rate;
 	uint32_t sequence_at;
@@ -255,7 +259,7 @@ void afp_rx_columns(const struct afp_table *t, const struct afp_desc *descs, uin
 #define AFP_TX_OPTION ...
 enum afp_request { AFP_ASK_TIMESTAMP, AFP_ASK_CHECKSUM, AFP_ASK_LAUNCH, ... };
 struct afp_stamp { uint64_t number, timestamp; };
-void afp_tx_ask(const struct afp_table *t, const struct afp_packets *p, enum afp_request what, const uint64_t *values, const uint8_t *where, uint8_t *done);
+void afp_tx_ask(const struct afp_table *t, const struct afp_packets *p, enum afp_request what, const uint64_t *values, const int64_t *lengths, const uint8_t *where, uint8_t *done);
 int afp_port_want_requests(struct afp_port *port, bool stamps);
 uint32_t afp_port_take_stamps(struct afp_port *port, struct afp_stamp *out, uint32_t n, uint64_t *lost);
 
@@ -267,6 +271,7 @@ void afp_header_find(const struct afp_packets *p, enum afp_header kind, uint32_t
 int64_t afp_header_of(const struct afp_packets *p, uint32_t i, enum afp_header kind);
 void afp_header_load(const struct afp_packets *p, enum afp_header kind, uint32_t offset, uint32_t width, void *out);
 uint32_t afp_header_store(const struct afp_packets *p, enum afp_header kind, uint32_t offset, uint32_t width, const void *values, const uint8_t *where);
+bool afp_checksum_begin(const struct afp_packets *p, uint32_t i, uint32_t length, uint16_t *start, uint16_t *offset);
 uint32_t afp_checksum_fill(const struct afp_packets *p, uint32_t kinds, const uint8_t *where);
 void afp_checksum_verify(const struct afp_packets *p, uint32_t kinds, uint8_t *good);
 uint32_t afp_decrement_ttl(const struct afp_packets *p, const uint8_t *where, uint8_t *expired);

@@ -5,6 +5,8 @@
 
 enum verdict { NONE, GOOD, BAD };
 
+#define LONGEST_FIXED 20 /* of the headers below: TCP's */
+
 /* What a checksum covers, and where it lies. */
 struct covered {
 	uint8_t *at;
@@ -99,18 +101,23 @@ static enum verdict verify(const struct covered *c)
 	return fold(sum(c->at, c->size, c->pseudo)) == 0xffff ? GOOD : BAD;
 }
 
-bool afp_checksum_begin(const struct afp_packets *p, uint32_t i, uint16_t *start, uint16_t *offset)
+bool afp_checksum_begin(const struct afp_packets *p, uint32_t i, uint32_t length, uint16_t *start, uint16_t *offset)
 {
 	uint8_t *packet = field(p, i, 0, ETHER_HEADER);
+	const uint32_t here = p->descs[i].len;
 	struct covered c;
 	struct layout l;
 	uint16_t value;
 
 	if (!packet)
 		return false;
-	layout_of(packet, p->descs[i].len, &l);
-	if (cover_transport(packet, &l, 1u << AFP_TCP | 1u << AFP_UDP, &c) != GOOD || l.l4 + c.size != p->descs[i].len ||
-	    l.l4 > UINT16_MAX)
+	layout_of(packet, here, &l);
+	if (unlikely(length != here)) {
+		if (l.l4 + LONGEST_FIXED > here)
+			return false;
+		layout_beyond(packet, length, &l);
+	}
+	if (cover_transport(packet, &l, 1u << AFP_TCP | 1u << AFP_UDP, &c) != GOOD || l.l4 + c.size != length || l.l4 > UINT16_MAX)
 		return false;
 	value = fold(c.pseudo);
 	memcpy(c.at + c.check, &value, sizeof(value));

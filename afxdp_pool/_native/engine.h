@@ -38,13 +38,17 @@ struct afp_route {
 	uint8_t dst[6], src[6];
 };
 
-/* The tx path: frames filled from templates, sent at a rate. */
+/* The tx path: frames filled from templates, sent at a rate. A template is one part, or several if it is longer than a frame. */
 struct afp_generator {
 	struct afp_pool *pool;
 	uint32_t port;            /* index of the engine's port to send from */
 	uint32_t templates;
 	const uint8_t *data;      /* the templates, one after the other */
-	const uint32_t *offset;   /* [templates + 1] */
+	const uint32_t *offset;   /* [parts + 1] */
+	const uint32_t *first;    /* [templates + 1] the first part of each; NULL: they are in one each, and ask for nothing */
+	const struct afp_tx_metadata *request; /* [templates] what each asks for, or NULL */
+	uint64_t stamp_every_ns;  /* one packet in so long asks when it is sent; its number is then, CLOCK_TAI. 0: none does */
+	uint64_t stamped_ns;
 	uint64_t count;           /* packets to send in all; 0 = no end */
 	double rate;              /* packets a second; 0 = as fast as the port takes them */
 	uint32_t sequence_at;     /* offset of a 64-bit big-endian sequence number to write; 0 = none */

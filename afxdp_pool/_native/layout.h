@@ -157,4 +157,17 @@ static inline __attribute__((always_inline)) void layout_of(const uint8_t *packe
 		layout_ipv6(packet, len, l);
 }
 
+/* The packet goes on in other frames, and has so many bytes in all: where its datagram ends, which may be there. */
+static inline void layout_beyond(const uint8_t *packet, uint32_t length, struct layout *l)
+{
+	const uint8_t *ip = packet + l->l3;
+
+	if (!l->version)
+		return;
+	l->end = l->l3 + (l->version == 4 ? be16(ip + 2) : 40u + be16(ip + 4));
+	l->cut = l->end > length;
+	if (l->cut)
+		l->end = length;
+}
+
 #endif

@@ -20,7 +20,7 @@ static int make_with_requests(void *area, uint64_t size, uint32_t frame_size, ui
 			      const struct afp_port_config *c, int *stage)
 {
 	struct afp_port port = {.fd = -1}; /* whose FILL is mapped for a moment */
-	int fd = afp_socket_register(area, size, frame_size, headroom, c), err;
+	int fd = afp_socket_register(area, size, frame_size, headroom, 0, c), err;
 	uint32_t index;
 
 	if (fd < 0)

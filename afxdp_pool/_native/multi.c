@@ -3,6 +3,9 @@
 #include "multi.h"
 
 #include "metadata.h"
+#include "requests.h"
+
+#include <stdlib.h>
 
 /* A frame comes back from FILL: the caller's from here. False: the descriptor is none of ours. */
 static bool take_in(struct afp_port *port, const struct xdp_desc *desc, struct afp_desc *out)
@@ -85,6 +88,7 @@ static bool receive_one(struct afp_port *port, uint32_t index, uint32_t n, struc
 	}
 	bump(&port->stat[P_RX], n);
 	bump(&port->stat[P_RX_PARTS], n - 1);
+	bump(&port->stat[P_RX_PACKETS], 1);
 	*bytes += len;
 	return true;
 }
@@ -135,10 +139,14 @@ uint32_t afp_receive_packets(struct afp_port *port, struct afp_desc *out, uint32
 	return got;
 }
 
-/* What is wrong with a packet of `n` frames, and with which of them, before any of it is lent. */
-static enum afp_reason judge(const struct afp_port *port, const struct afp_desc *descs, uint32_t n, uint32_t *which)
+/* What is wrong with a packet of `n` frames, and with which of them, before any of it is lent. What it asks for, if it does. */
+static enum afp_reason judge(const struct afp_port *port, const struct afp_desc *descs, uint32_t n, uint32_t *which,
+			     struct afp_tx_metadata *request)
 {
 	const struct afp_table *t = port->table;
+	/* The kernel wants room for a request before every frame; it reads that of the first alone. */
+	const uint64_t before = port->sends_requests ? AFP_TX_ROOM : 0;
+	uint16_t options = port->sends_requests ? AFP_CONTD | AFP_TX_OPTION : AFP_CONTD;
 
 	*which = 0;
 	if (unlikely(descs[n - 1].options & AFP_CONTD))
@@ -147,19 +155,28 @@ static enum afp_reason judge(const struct afp_port *port, const struct afp_desc 
 		return AFP_TOO_MANY_FRAMES;
 	for (uint32_t i = 0; i < n; i++) {
 		const struct afp_desc *d = &descs[i];
+		uint64_t offset;
 
 		*which = i;
 		if (unlikely(frame_of(t, d->addr) == AFP_NO_FRAME))
 			return AFP_FOREIGN;
-		if (unlikely(!d->len || d->options & ~AFP_CONTD || d->len > t->frame_size - frame_offset(t, d->addr)))
+		offset = frame_offset(t, d->addr);
+		if (unlikely(!d->len || d->options & ~options || d->len > t->frame_size - offset || offset < before))
 			return AFP_INVALID;
+		options = AFP_CONTD;
 	}
-	return AFP_OK;
+	*which = 0;
+	return likely(!before) || afp_request_read(t, descs, request) ? AFP_OK : AFP_INVALID;
 }
 
 /* One reference to each frame of a packet goes to TX, or none; then `which` is the frame that was refused. */
 static enum afp_reason lend(struct afp_port *port, const struct afp_desc *descs, uint32_t n, uint32_t *which)
 {
+	if (unlikely(n > 1 && !port->sent_parts)) {
+		port->sent_parts = calloc(port->table->nframes, 1);
+		if (!port->sent_parts)
+			return AFP_NO_MEMORY;
+	}
 	for (uint32_t i = 0; i < n; i++) {
 		enum afp_reason reason = afp_port_lend(port, &descs[i]);
 
@@ -170,7 +187,27 @@ static enum afp_reason lend(struct afp_port *port, const struct afp_desc *descs,
 			afp_port_unlend(port, &descs[i]);
 		return reason;
 	}
+	/* It does not overflow: of a frame with several references as many are counted as clones, and no more go. */
+	for (uint32_t i = 1; i < n; i++)
+		port->sent_parts[frame_of(port->table, descs[i].addr)]++;
 	return AFP_OK;
+}
+
+void afp_count_completed(struct afp_port *port, uint32_t index, uint32_t n, uint32_t home)
+{
+	uint32_t parts = 0;
+
+	for (uint32_t i = 0; port->sent_parts && i < n; i++) {
+		/* As it comes home: bit 0 may be missing. */
+		uint32_t frame = frame_of(port->table, *xsk_ring_cons__comp_addr(&port->comp, index + i) | 1);
+
+		if (frame == AFP_NO_FRAME || !port->sent_parts[frame])
+			continue;
+		port->sent_parts[frame]--;
+		parts++;
+	}
+	bump(&port->stat[P_COMPLETED_PARTS], parts);
+	bump(&port->stat[P_COMPLETED_PACKETS], home - parts);
 }
 
 uint32_t afp_transmit_packets(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused)
@@ -184,7 +221,8 @@ uint32_t afp_transmit_packets(struct afp_port *port, const struct afp_desc *desc
 	while (done < n) {
 		const struct afp_desc *packet = &descs[done];
 		uint32_t frames = packet_frames(packet, n - done), which;
-		enum afp_reason reason = judge(port, packet, frames, &which);
+		struct afp_tx_metadata request = {0};
+		enum afp_reason reason = judge(port, packet, frames, &which, &request);
 
 		if (likely(reason == AFP_OK) && frames > room - done)
 			break;
@@ -196,12 +234,16 @@ uint32_t afp_transmit_packets(struct afp_port *port, const struct afp_desc *desc
 		}
 		for (uint32_t i = 0; i < frames; i++) {
 			*xsk_ring_prod__tx_desc(&port->tx, port->tx.cached_prod + done + i) =
-				(struct xdp_desc){packet[i].addr, packet[i].len, i + 1 < frames ? AFP_CONTD : 0};
+				(struct xdp_desc){packet[i].addr, packet[i].len,
+						  (i + 1 < frames ? AFP_CONTD : 0) | (packet[i].options & AFP_TX_OPTION)};
 			bytes += packet[i].len;
 		}
+		if (unlikely(port->sends_requests))
+			afp_request_noted(port, packet, &request);
 		done += frames;
 		packets++;
 	}
 	bump(&port->stat[P_TX_PARTS], done - packets);
+	bump(&port->stat[P_TX_PACKETS], packets);
 	return afp_port_submit(port, descs, done, bytes);
 }

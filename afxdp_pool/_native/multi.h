@@ -26,6 +26,9 @@ uint32_t afp_receive_packets(struct afp_port *port, struct afp_desc *out, uint32
 /* Whole packets into TX, as afp_port_transmit(). How many frames. */
 uint32_t afp_transmit_packets(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
 
+/* Of the frames completed at these places of the ring, `home` came home: which of them are more of a packet. */
+void afp_count_completed(struct afp_port *port, uint32_t index, uint32_t n, uint32_t home);
+
 /* Frames of the packet that begins at `descs`. */
 static inline uint32_t packet_frames(const struct afp_desc *descs, uint32_t n)
 {

@@ -347,7 +347,7 @@ uint32_t afp_port_complete(struct afp_port *port, uint32_t n)
 uint32_t afp_socket_complete(struct afp_port *port, uint32_t n)
 {
 	uint64_t before = port_count(port, P_COMPLETED);
-	uint32_t index = 0, done;
+	uint32_t index = 0, done, home;
 
 	if (unlikely(!port->comp.ring))
 		return 0;
@@ -360,9 +360,12 @@ uint32_t afp_socket_complete(struct afp_port *port, uint32_t n)
 		done = come_home(port, port->comp.ring, sizeof(uint64_t), port->comp.mask, index, n, true);
 	else
 		done = come_home(port, port->comp.ring, sizeof(uint64_t), port->comp.mask, index, n, false);
+	home = (uint32_t)(port_count(port, P_COMPLETED) - before);
+	if (unlikely(port->by_packet))
+		afp_count_completed(port, index, done, home);
 	xsk_ring_cons__cancel(&port->comp, n - done); /* the rest stays in the ring until there is memory to post them */
 	xsk_ring_cons__release(&port->comp, done);
-	return (uint32_t)(port_count(port, P_COMPLETED) - before);
+	return home;
 }
 
 int afp_port_recycle(struct afp_port *port, struct afp_turn *out)

@@ -34,9 +34,19 @@ struct afp_port_stats {
 	uint64_t fill_reclaimed; /* frames taken back from the kernel when the port closed, filled ... */
 	uint64_t tx_reclaimed;   /* ... and sent but not completed */
 	uint64_t rx_parts;       /* frames that brought no packet of their own: more of one, or of one that was refused */
-	uint64_t tx_parts;       /* frames sent that were more of a packet */
+	uint64_t tx_parts;       /* frames sent that were more of a packet ... */
+	uint64_t tx_completed_parts; /* ... and those completed */
 };
-#define AFP_PORT_STATS 17
+#define AFP_PORT_STATS 18
+
+enum afp_port_stat {
+	P_FILL, P_RX, P_RX_BYTES, P_RX_BAD, P_TX, P_TX_BYTES, P_COMPLETED, P_COMP_BAD,
+	P_KICKS, P_AGAIN, P_BUSY, P_ERRORS, P_RX_KICKS, P_FILL_RECLAIMED, P_TX_RECLAIMED,
+	P_RX_PARTS, P_TX_PARTS, P_COMPLETED_PARTS,
+	/* Packets, of ports that go by packet: there P_RX, P_TX and P_COMPLETED count frames. */
+	P_RX_PACKETS, P_TX_PACKETS, P_COMPLETED_PACKETS,
+	AFP_PORT_COUNTERS,
+};
 
 struct afp_mapping {
 	void *at; /* NULL: none */
@@ -65,7 +75,8 @@ struct afp_port {
 	struct afp_stamps *stamps; /* NULL: nobody asks for timestamps */
 	struct afp_tap *tap, *tapping; /* who copies its packets, NULL: nobody; which of them is at work */
 	uint8_t *sent_clones; /* [nframes] transmissions of frames with several references, made when first needed */
-	_Atomic uint64_t stat[AFP_PORT_STATS];
+	uint8_t *sent_parts; /* [nframes] the same, of frames that are more of a packet */
+	_Atomic uint64_t stat[AFP_PORT_COUNTERS];
 
 	struct xsk_umem *umem;
 	struct xsk_socket *xsk;
@@ -88,12 +99,6 @@ struct afp_port_config {
 
 /* What afp_port_open() was doing when it failed. */
 enum afp_stage { AFP_STAGE_NONE, AFP_STAGE_TABLE, AFP_STAGE_UMEM, AFP_STAGE_BIND, AFP_STAGE_BUSY_POLL };
-
-enum afp_port_stat {
-	P_FILL, P_RX, P_RX_BYTES, P_RX_BAD, P_TX, P_TX_BYTES, P_COMPLETED, P_COMP_BAD,
-	P_KICKS, P_AGAIN, P_BUSY, P_ERRORS, P_RX_KICKS, P_FILL_RECLAIMED, P_TX_RECLAIMED,
-	P_RX_PARTS, P_TX_PARTS, /* P_RX and P_TX count frames */
-};
 
 struct afp_port *afp_port_new(struct afp_table *t, struct afp_pool *pool, uint32_t fill_level);
 int afp_port_open(struct afp_port *port, const struct afp_port_config *config, int *stage);

@@ -32,7 +32,7 @@ static uint8_t *room_before(const struct afp_table *t, const struct afp_desc *de
 }
 
 void afp_tx_ask(const struct afp_table *t, const struct afp_packets *p, enum afp_request what, const uint64_t *values,
-		const uint8_t *where, uint8_t *done)
+		const int64_t *lengths, const uint8_t *where, uint8_t *done)
 {
 	for (uint32_t i = 0; i < p->n; i++) {
 		const struct afp_desc *desc = &p->descs[i];
@@ -45,7 +45,9 @@ void afp_tx_ask(const struct afp_table *t, const struct afp_packets *p, enum afp
 		if (desc->options & AFP_TX_OPTION)
 			memcpy(&request, at, sizeof(request));
 		if (what == AFP_ASK_CHECKSUM) {
-			if (!afp_checksum_begin(p, i, &request.checksum_start, &request.checksum_offset))
+			const uint32_t length = lengths ? (uint32_t)lengths[i] : desc->len;
+
+			if (!afp_checksum_begin(p, i, length, &request.checksum_start, &request.checksum_offset))
 				continue;
 		} else if (what == AFP_ASK_LAUNCH) {
 			request.launch_time = values[i];
@@ -63,7 +65,7 @@ int afp_port_want_requests(struct afp_port *port, bool stamps)
 	port->sends_requests = true;
 	if (!stamps)
 		return 0;
-	port->stamps = calloc(1, sizeof(*port->stamps) + port->table->nframes);
+	port->stamps = calloc(1, sizeof(*port->stamps) + port->table->nframes * sizeof(port->stamps->asked[0]));
 	return port->stamps ? 0 : -ENOMEM;
 }
 
@@ -74,16 +76,20 @@ void afp_port_forget_requests(struct afp_port *port)
 }
 
 /* What the kernel does not take stays in its ring, and what is behind it too. */
-static bool request_fits(const struct afp_table *t, const struct afp_desc *desc, struct afp_tx_metadata *request)
+bool afp_request_read(const struct afp_table *t, const struct afp_desc *desc, struct afp_tx_metadata *request)
 {
-	if (likely(!desc->options))
+	if (likely(!(desc->options & AFP_TX_OPTION)))
 		return true;
-	if (unlikely(desc->options != AFP_TX_OPTION))
-		return false;
 	memcpy(request, t->area + desc->addr - AFP_TX_ROOM, sizeof(*request));
 	return !(request->flags & ~(uint64_t)(AFP_TX_TIMESTAMP | AFP_TX_CHECKSUM | AFP_TX_LAUNCH_TIME)) &&
 	       (!(request->flags & AFP_TX_CHECKSUM) ||
 		request->checksum_start + request->checksum_offset + sizeof(uint16_t) <= desc->len);
+}
+
+void afp_request_noted(struct afp_port *port, const struct afp_desc *desc, const struct afp_tx_metadata *request)
+{
+	if (port->stamps && request->flags & AFP_TX_TIMESTAMP)
+		port->stamps->asked[frame_of(port->table, desc->addr)] = (uint16_t)frame_offset(port->table, desc->addr);
 }
 
 uint32_t afp_transmit_requests(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused)
@@ -101,8 +107,8 @@ uint32_t afp_transmit_requests(struct afp_port *port, const struct afp_desc *des
 		enum afp_reason reason = AFP_OK;
 
 		/* Also without a request the kernel wants the room for one: it would skip the descriptor, and not complete it. */
-		if (unlikely(!desc->len || desc->addr >= t->size || offset < AFP_TX_ROOM || desc->len > t->frame_size - offset ||
-			     !request_fits(t, desc, &request)))
+		if (unlikely(!desc->len || desc->addr >= t->size || desc->options & ~AFP_TX_OPTION || offset < AFP_TX_ROOM ||
+			     desc->len > t->frame_size - offset || !afp_request_read(t, desc, &request)))
 			reason = desc->addr < t->size ? AFP_INVALID : AFP_FOREIGN;
 		else
 			reason = afp_port_lend(port, desc);
@@ -110,8 +116,7 @@ uint32_t afp_transmit_requests(struct afp_port *port, const struct afp_desc *des
 			afp_refuse(port->table, refused, done, desc->addr, reason);
 			break;
 		}
-		if (desc->options && port->stamps)
-			port->stamps->asked[frame_of(t, desc->addr)] |= request.flags & AFP_TX_TIMESTAMP;
+		afp_request_noted(port, desc, &request);
 		*xsk_ring_prod__tx_desc(&port->tx, index + done) = (struct xdp_desc){desc->addr, desc->len, desc->options};
 		bytes += desc->len;
 	}
@@ -125,23 +130,23 @@ void afp_port_keep_stamps(struct afp_port *port, uint32_t index, uint32_t n)
 	uint64_t head = stamps->head, tail = __atomic_load_n(&stamps->tail, __ATOMIC_ACQUIRE), lost = 0;
 
 	for (uint32_t i = 0; i < n; i++) {
-		const uint64_t addr = *xsk_ring_cons__comp_addr(&port->comp, index + i);
-		const uint32_t frame = frame_of(t, addr);
+		/* As it comes home: bit 0 may be missing. So where the answer lies is not what the ring says, but what was noted. */
+		const uint32_t frame = frame_of(t, *xsk_ring_cons__comp_addr(&port->comp, index + i) | 1);
 		struct afp_tx_metadata answer;
 		struct afp_stamp *stamp;
+		const uint8_t *at;
 
 		if (frame == AFP_NO_FRAME || !stamps->asked[frame])
 			continue;
+		at = t->area + frame_addr(t, frame) + stamps->asked[frame] - AFP_TX_ROOM;
 		stamps->asked[frame] = 0;
-		if (addr - frame_addr(t, frame) < AFP_TX_ROOM)
-			continue;
 		if (head - tail == AFP_STAMPS) {
 			lost++;
 			continue;
 		}
 		stamp = &stamps->ring[head++ & (AFP_STAMPS - 1)];
-		memcpy(&answer, t->area + addr - AFP_TX_ROOM, sizeof(answer));
-		memcpy(&stamp->number, t->area + addr - AFP_TX_ROOM + sizeof(answer), sizeof(stamp->number));
+		memcpy(&answer, at, sizeof(answer));
+		memcpy(&stamp->number, at + sizeof(answer), sizeof(stamp->number));
 		stamp->timestamp = answer.timestamp;
 	}
 	__atomic_store_n(&stamps->head, head, __ATOMIC_RELEASE);
@@ -173,9 +178,10 @@ static int set_size(int fd, int ring, uint32_t size)
 	return size && setsockopt(fd, SOL_XDP, ring, &size, sizeof(size)) ? -errno : 0;
 }
 
-int afp_socket_register(void *area, uint64_t size, uint32_t frame_size, uint32_t headroom, const struct afp_port_config *c)
+int afp_socket_register(void *area, uint64_t size, uint32_t frame_size, uint32_t headroom, uint32_t flags,
+			const struct afp_port_config *c)
 {
-	const struct umem_reg reg = {(uintptr_t)area, size, frame_size, headroom, c->umem_flags, AFP_TX_ROOM};
+	const struct umem_reg reg = {(uintptr_t)area, size, frame_size, headroom, c->umem_flags | flags, AFP_TX_ROOM};
 	int fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0), err;
 
 	if (fd < 0)

@@ -36,18 +36,23 @@ struct afp_stamp {
 struct afp_stamps {
 	uint64_t head, tail, lost;
 	struct afp_stamp ring[AFP_STAMPS];
-	uint8_t asked[]; /* [nframes] the frame is in TX with a stamp to come */
+	uint16_t asked[]; /* [nframes] how far into it the packet begins that is in TX with a stamp to come; 0: none is */
 };
 
 /* Ask for one thing for each packet with where[i] (NULL: all), whose values are one a packet: launch times, or numbers for
- * timestamps. done[i]: asked; else the packet has no room, is a fragment, no checksum a device could fill in, or not held. */
+ * timestamps. `lengths`: of whole packets, whose first frames these are; NULL: each is in one. done[i]: asked; else the packet
+ * has no room, is a fragment, no checksum a device could fill in, or not held. */
 void afp_tx_ask(const struct afp_table *t, const struct afp_packets *p, enum afp_request what, const uint64_t *values,
-		const uint8_t *where, uint8_t *done);
+		const int64_t *lengths, const uint8_t *where, uint8_t *done);
 
 /* The port sends requests, and keeps stamps if `stamps`. Before it has sent anything. 0 or -ENOMEM. */
 int afp_port_want_requests(struct afp_port *port, bool stamps);
 void afp_port_forget_requests(struct afp_port *port);
-/* afp_port_transmit() of such a port. */
+/* What the packet's descriptor asks for, or nothing; false: the kernel would not take that. */
+bool afp_request_read(const struct afp_table *t, const struct afp_desc *desc, struct afp_tx_metadata *request);
+/* The packet, lent to TX, asks for that: its stamp is waited for. */
+void afp_request_noted(struct afp_port *port, const struct afp_desc *desc, const struct afp_tx_metadata *request);
+/* afp_port_transmit() of such a port, where packets are in one frame each. */
 uint32_t afp_transmit_requests(struct afp_port *port, const struct afp_desc *descs, uint32_t n, struct afp_refusals *refused);
 /* Frames at these places of the completion ring come home: their stamps are taken. */
 void afp_port_keep_stamps(struct afp_port *port, uint32_t index, uint32_t n);
@@ -55,7 +60,8 @@ void afp_port_keep_stamps(struct afp_port *port, uint32_t index, uint32_t n);
 uint32_t afp_port_take_stamps(struct afp_port *port, struct afp_stamp *out, uint32_t n, uint64_t *lost);
 
 /* A socket over the table's memory with room for requests, which libxdp can make from 1.5 on only: its descriptor, not bound. */
-int afp_socket_register(void *area, uint64_t size, uint32_t frame_size, uint32_t headroom, const struct afp_port_config *c);
+int afp_socket_register(void *area, uint64_t size, uint32_t frame_size, uint32_t headroom, uint32_t flags,
+			const struct afp_port_config *c);
 int afp_socket_bind(int fd, const struct afp_port_config *c);
 
 #endif

@@ -186,7 +186,7 @@ int afp_port_open(struct afp_port *port, const struct afp_port_config *c, int *s
 	/* Every port registers the same memory for itself: its own mode, and closing in any order. */
 	*stage = AFP_STAGE_UMEM;
 	if (c->umem_flags) {
-		int fd = afp_socket_register(t->area, t->size, t->frame_size, t->headroom, c);
+		int fd = afp_socket_register(t->area, t->size, t->frame_size, t->headroom, umem.flags, c);
 
 		err = fd < 0 ? fd : afp_port_map(port, fd, c);
 	} else {
@@ -290,7 +290,8 @@ void afp_port_end(struct afp_port *port)
 	t->ports[port->id] = NULL;
 	pthread_mutex_unlock(&t->lock);
 	free(port->sent_clones);
-	port->sent_clones = NULL;
+	free(port->sent_parts);
+	port->sent_clones = port->sent_parts = NULL;
 	afp_port_forget_requests(port);
 	port->pool = NULL; /* they may be gone before the struct is */
 	port->live = NULL;
@@ -323,8 +324,11 @@ void afp_port_read_stats(const struct afp_port *port, struct afp_port_stats *out
 
 	for (int i = 0; i < AFP_PORT_STATS; i++)
 		field[i] = port_count(port, (enum afp_port_stat)i);
-	out->rx_packets -= out->rx_parts;
-	out->tx_packets -= out->tx_parts;
+	if (!port->by_packet)
+		return;
+	out->rx_packets = port_count(port, P_RX_PACKETS);
+	out->tx_packets = port_count(port, P_TX_PACKETS);
+	out->tx_completed = port_count(port, P_COMPLETED_PACKETS);
 }
 
 static uint32_t ring_level(const void *ring)

@@ -1,28 +1,38 @@
 """What may be typed: the parser, and the library's values made from it.
 
-A word that can never mean anything is refused here, as a usage error (exit code 2). What is well formed but not
-possible, the library refuses (exit code 1).
+What can never mean anything, as a word (`afxdp_pool.cli.words`) or together with others, is refused as a usage error
+(exit code 2). What is well formed but not possible, the library refuses (exit code 1).
 """
 
 from __future__ import annotations
 
 import argparse
-import ipaddress
-import socket
-from collections.abc import Callable
-from typing import Literal
 
 from afxdp_pool import Options, PortConfig, Rule, __version__
 from afxdp_pool.cli.usage import Parser
-from afxdp_pool.config import RX_METADATA, Mode, RxMetadataName, Transmit, check_rx_metadata
-from afxdp_pool.errors import ConfigError
+from afxdp_pool.cli.words import (
+    count,
+    cpu_list,
+    ending,
+    ethertype,
+    ipv4,
+    listening,
+    mac_address,
+    metadata_names,
+    number,
+    port_number,
+    protocol,
+    queue,
+    ring_size,
+    rule,
+    rule_of,
+    seconds,
+    some,
+    worker_count,
+)
+from afxdp_pool.config import RX_METADATA, Mode, Transmit
 from afxdp_pool.forwarder import SPIN
-from afxdp_pool.routes import mac
 from afxdp_pool.testing import packets
-
-_PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "gre": 47, "esp": 50, "icmpv6": 58, "ospf": 89, "sctp": 132}
-_ETHERTYPES = {"ipv4": 0x0800, "arp": 0x0806, "ipv6": 0x86DD, "mpls": 0x8847, "lldp": 0x88CC, "ptp": 0x88F7}
-_SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
 
 _EPILOG = """\
 examples:
@@ -35,197 +45,6 @@ examples:
 """
 
 
-def number(text: str) -> float:
-    """A number not negative, with k, M or G behind it or not."""
-    factor = _SUFFIXES.get(text[-1:].lower(), 0.0)
-    try:
-        value = float(text[:-1]) * factor if factor else float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 100, 1.5k or 2M")
-    return value
-
-
-def count(text: str) -> int:
-    """A whole number not negative, as `number` reads it."""
-    value = number(text)
-    if value != int(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(value)
-
-
-def some(text: str) -> int:
-    """A whole number above 0."""
-    value = count(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("0 of them is nothing to do: leave it away for no end")
-    return value
-
-
-def ring_size(text: str) -> int:
-    """Entries of a ring."""
-    value = count(text)
-    if value & (value - 1) or value == 0:
-        more = 1 << value.bit_length() if value else 2048
-        raise argparse.ArgumentTypeError(f"a ring has a power of two of entries, such as {more}, not {text}")
-    return value
-
-
-def queue(text: str) -> int | Literal["all"]:
-    """One queue, or ``"all"``."""
-    return "all" if text == "all" else queue_number(text)
-
-
-def queue_number(text: str) -> int:
-    """One queue."""
-    if not text.isascii() or not text.isdigit():
-        parts = " ".join(f"-q {part}" for part in text.split(",")) if text.replace(",", "").isdigit() else "-q 0 -q 1"
-        raise argparse.ArgumentTypeError(f"{text!r} is not the number of a queue; write several as {parts}")
-    return int(text)
-
-
-def seconds(text: str) -> float:
-    """A duration above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0, such as 10 or 0.5")
-    return value
-
-
-def _named(names: dict[str, int], what: str, ask: Callable[[str], int] | None = None) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if text.lower() in names:
-            return names[text.lower()]
-        try:
-            return int(text, 0)
-        except ValueError:
-            pass
-        try:
-            if ask is not None:
-                return ask(text.lower())
-        except (OSError, UnicodeError):
-            pass
-        raise argparse.ArgumentTypeError(f"{text!r} is no {what}: give a number, or one of {', '.join(names)}")
-
-    return read
-
-
-protocol = _named(_PROTOCOLS, "IP protocol", socket.getprotobyname)
-ethertype = _named(_ETHERTYPES, "ethertype")
-
-
-def mac_address(text: str) -> bytes:
-    """A MAC address as 6 bytes."""
-    try:
-        return mac(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def ipv4(text: str) -> bytes:
-    """An IPv4 address as 4 bytes."""
-    try:
-        return ipaddress.IPv4Address(text).packed
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an IPv4 address") from None
-
-
-def port_number(text: str) -> int:
-    """A UDP or TCP port."""
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
-    return int(text)
-
-
-def ending(*known: str) -> Callable[[str], str]:
-    """A file whose name ends in one of these."""
-
-    def read(text: str) -> str:
-        if not text.lower().endswith(known):
-            raise argparse.ArgumentTypeError(f"{text!r} does not end in {', '.join(known[:-1])} or {known[-1]}")
-        return text
-
-    return read
-
-
-def listening(text: str) -> tuple[str, int]:
-    """An address and a port of TCP from ``"9400"``, ``"0.0.0.0:9400"`` or ``"[::1]:9400"``."""
-    address, _, port = text.rpartition(":")
-    bare = address.removeprefix("[").removesuffix("]") if address.startswith("[") else address
-    if (":" in bare) != address.startswith("["):
-        raise argparse.ArgumentTypeError(f"{text!r}: write an IPv6 address as [::1]:9400")
-    return bare or "127.0.0.1", port_number(port)
-
-
-Reader = Callable[[str], int | str]
-_FIELDS: dict[str, Reader] = {
-    "ethertype": ethertype,
-    "protocol": protocol,
-    "port": port_number,
-    "network": str,
-    "source_port": port_number,
-    "source_network": str,
-}
-
-
-def rule(text: str) -> Rule:
-    """A rule from ``"protocol=udp,port=53"``: the fields of `Rule`, with - or _ in their names."""
-    return _rule(**fields_of(text, _FIELDS))
-
-
-def fields_of(text: str, readers: dict[str, Reader]) -> dict[str, int | str]:
-    """Fields from ``"protocol=udp,port=53"``, each as its reader reads it."""
-    fields: dict[str, int | str] = {}
-    for part in text.split(","):
-        name, equals, value = part.partition("=")
-        key = name.strip().replace("-", "_")
-        if not equals or key not in readers or key in fields:
-            raise argparse.ArgumentTypeError(
-                f"{part!r} is no part of a rule: write protocol=udp,port=53, each of {', '.join(readers)} at most once"
-            )
-        fields[key] = readers[key](value.strip())
-    return fields
-
-
-def cpu_list(text: str) -> tuple[int, ...]:
-    """CPUs from ``"0,2,4-7"``."""
-    cpus: list[int] = []
-    for part in text.split(","):
-        first, to, last = part.partition("-")
-        try:
-            start, end = int(first), int(last if to else first)
-        except ValueError:
-            start, end = 0, -1
-        if not 0 <= start <= end < 1 << 16:
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of CPUs such as 0,2 or 0-3")
-        cpus += range(start, end + 1)
-    return tuple(cpus)
-
-
-def metadata_names(text: str) -> tuple[RxMetadataName, ...]:
-    """Kinds of metadata from ``"hash,arrival"``."""
-    try:
-        return check_rx_metadata([name.strip() for name in text.split(",")])
-    except ConfigError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write some of {','.join(RX_METADATA)}") from None
-
-
-def worker_count(text: str) -> int | Literal["queues"]:
-    """A number of workers, or ``"queues"``."""
-    return "queues" if text == "queues" else count(text)
-
-
-def _rule(**fields: int | str | None) -> Rule:
-    try:
-        return Rule(**fields)  # type: ignore[arg-type]
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def rules(args: argparse.Namespace) -> tuple[Rule, ...]:
     """The filter: one rule of the single flags together, and each --rule.
 
@@ -233,7 +52,7 @@ def rules(args: argparse.Namespace) -> tuple[Rule, ...]:
         argparse.ArgumentTypeError: the flags exclude each other.
     """
     flags = {name: getattr(args, name) for name in ("ethertype", "protocol", "port", "network")}
-    together = () if all(value is None for value in flags.values()) else (_rule(**flags),)
+    together = () if all(value is None for value in flags.values()) else (rule_of(**flags),)
     return together + tuple(args.rule)
 
 
@@ -314,19 +133,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    top = Parser(
-        prog="afxdp-pool",
-        description="AF_XDP packet I/O on a UMEM frame pool.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    top = Parser(prog="afxdp-pool", description="AF_XDP packet I/O on a UMEM frame pool.", epilog=_EPILOG)
     top.add_argument("--version", action="version", version=f"afxdp-pool {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    drop = commands.add_parser("drop", help="receive packets, count them, recycle their frames")
+    def command(name: str, what: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+
+    drop = command("drop", "receive packets, count them, recycle their frames")
     _add_path(drop, sends=False)
 
-    forward = commands.add_parser("forward", help="send what one interface receives out of another, without a copy")
+    forward = command("forward", "send what one interface receives out of another, without a copy")
     _add_path(forward)
     forward.add_argument("-o", "--output", metavar="IF", required=True, help="where the packets leave")
     forward.add_argument("--both-ways", action="store_true", help="the other way round as well")
@@ -334,11 +151,11 @@ def parser() -> argparse.ArgumentParser:
     forward.add_argument("--set-dst", metavar="MAC", type=mac_address, help="set the destination MAC")
     forward.add_argument("--set-src", metavar="MAC", type=mac_address, help="set the source MAC")
 
-    reflect = commands.add_parser("reflect", help="send every packet back out of the interface it came in by")
+    reflect = command("reflect", "send every packet back out of the interface it came in by")
     _add_path(reflect)
     reflect.add_argument("--no-swap-mac", dest="swap_mac", action="store_false", help="leave the MAC addresses alone")
 
-    handle = commands.add_parser("handle", help="ask a function of yours what becomes of each packet")
+    handle = command("handle", "ask a function of yours what becomes of each packet")
     _add_path(handle)
     add = handle.add_argument
     add("handler", metavar="HANDLER",
@@ -349,15 +166,15 @@ def parser() -> argparse.ArgumentParser:
     add("--per", choices=("packet", "batch"),
         help="what it is called for, where it does not say; a Python function by default for a batch")  # fmt: skip
 
-    tx = commands.add_parser("tx", help="send test packets, or those of a capture file")
+    tx = command("tx", "send test packets, or those of a capture file")
     _add_path(tx, receives=False)
     _add_traffic(tx)
 
-    doctor = commands.add_parser("doctor", help="what this machine and an interface allow, and what to do about it")
+    doctor = command("doctor", "what this machine and an interface allow, and what to do about it")
     _add_place(doctor, required=False)
     doctor.add_argument("--json", action="store_true", help="the findings as one JSON document")
 
-    top_ = commands.add_parser("top", help="every AF_XDP socket and XDP program on this machine")
+    top_ = command("top", "every AF_XDP socket and XDP program on this machine")
     top_.set_defaults(interface=None)
     top_.add_argument("--netns", metavar="NAME", help="only this network namespace; default: all there are")
     top_.add_argument("--once", action="store_true", help="print it and end; so does all that is no terminal")
@@ -366,10 +183,10 @@ def parser() -> argparse.ArgumentParser:
 
     from afxdp_pool.cli import serving, steer
 
-    serving.add_parser(commands.add_parser("serve", help="make sockets for processes that have no privileges"))
-    steer.add_parser(commands.add_parser("steer", help="how an interface chooses queues: show it, set it, put it back"))
+    serving.add_parser(command("serve", "make sockets for processes that have no privileges"))
+    steer.add_parser(command("steer", "how an interface chooses queues: show it, set it, put it back"))
 
-    clean = commands.add_parser("clean", help="remove, or put back, what a killed process left on an interface")
+    clean = command("clean", "remove, or put back, what a killed process left on an interface")
     _add_place(clean)
     clean.add_argument("--force", action="store_true", help="whatever XDP program is there, in use or not ours")
     clean.add_argument("--json", action="store_true", help="what was removed as one JSON document")

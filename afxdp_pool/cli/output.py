@@ -167,16 +167,18 @@ def summary(args: argparse.Namespace, outcome: Outcome) -> list[str]:
     report, why = outcome.report, _STOPPED_BY.get(outcome.stopped_by, outcome.stopped_by)
     lines = [f"{args.command} {places(args)}: stopped by {why} after {report.seconds:.1f} s"]
     seconds = report.seconds or float("inf")
+    stats = [port.stats for port in report.ports]
     sums = {
-        "received": (report.received, sum(port.stats.rx_bytes for port in report.ports)),
-        "sent": (report.sent, sum(port.stats.tx_bytes for port in report.ports)),
-        "completed": (report.completed, 0),
+        "received": (report.received, sum(one.rx_bytes for one in stats), sum(one.rx_parts for one in stats)),
+        "sent": (report.sent, sum(one.tx_bytes for one in stats), sum(one.tx_parts for one in stats)),
+        "completed": (report.completed, 0, sum(one.tx_completed_parts for one in stats)),
     }
-    for name, (packets, octets) in sums.items():
+    for name, (packets, octets, parts) in sums.items():
         if _way(name) not in ways(args.command):
             continue
         line = f"  {name:9} {packets:>15,} packets  {scaled(packets / seconds, 'pps'):>10}"
-        lines.append(line + (f"  {scaled(octets * 8 / seconds, 'bit/s'):>12}" if octets else ""))
+        line += f"  {scaled(octets * 8 / seconds, 'bit/s'):>12}" if octets else " " * 14 * bool(parts)
+        lines.append(line + (f"  in {packets + parts:,} frames" if parts else ""))
     for worker in report.workers:
         where = f" on CPU {worker.cpu}" if worker.cpu is not None else ""
         moved = ", ".join(f"{name} {getattr(worker, name):,}" for name in sums if _way(name) in ways(args.command))

@@ -17,8 +17,9 @@ from types import FrameType
 from afxdp_pool import privileges
 from afxdp_pool.allowing import Allowed
 from afxdp_pool.broker import Broker
-from afxdp_pool.cli.arguments import add_filter, add_hook, count
+from afxdp_pool.cli.arguments import add_filter, add_hook
 from afxdp_pool.cli.notices import Notices
+from afxdp_pool.cli.words import count
 from afxdp_pool.listening import Listener, passed_listener, tell_systemd
 from afxdp_pool.netdev import enter_netns
 from afxdp_pool.program import XdpProgram

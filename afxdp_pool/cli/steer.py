@@ -15,7 +15,7 @@ from functools import partial
 
 from afxdp_pool import knobs
 from afxdp_pool.access import RSS_KEY, RSS_KEY_SYMMETRIC
-from afxdp_pool.cli.arguments import count, ethertype, fields_of, port_number, protocol, queue_number, some
+from afxdp_pool.cli.words import count, ethertype, fields_of, port_number, protocol, queue_number, some
 from afxdp_pool.errors import ConfigError
 from afxdp_pool.flows import FlowRule
 from afxdp_pool.numa import ranges

@@ -31,7 +31,7 @@ def template(args: argparse.Namespace) -> tuple[Template, int]:
         if not args.via:
             raise
         # The broker's, in another namespace: its address and MTU are not to be seen from here.
-        place = netdevs.Netdev(args.interface, 0, b"", packets.MAX_SIZE, True, "", 1, 1)
+        place = netdevs.Netdev(args.interface, 0, b"", packets.LONGEST, True, "", 1, 1)
     if args.pcap:
         given = [f"--{name.replace('_', '-')}" for name in _TEST_FLAGS if getattr(args, name) is not None]
         if given:

@@ -22,6 +22,7 @@ SOURCE_PORT = 40000  # of flow 0
 MAX_FLOWS = 256
 MIN_SIZE = 64
 MAX_SIZE = 3400  # a live frame is one page with the kernel's own heads (net/bpf/test_run.c), rounded down
+LONGEST = 14 + 65535  # what IPv4 has a length for
 HEADERS = 14 + 20 + 8
 TEST_HEADER = struct.Struct("!IIQ")
 CHECKSUM_AT = HEADERS - 2  # of the UDP header
@@ -31,7 +32,7 @@ HEAD = 64  # what the BPF source writes anew into every frame
 _ETHERNET = struct.Struct("!6s6sH")
 _IPV4 = struct.Struct("!BBHHHBBH4s4s")
 _UDP = struct.Struct("!HHHH")
-_FILL = bytes((i * 7 + 1) & 0xFF for i in range(4096))
+_FILL = bytes((i * 7 + 1) & 0xFF for i in range(256)) * (LONGEST // 256 + 1)
 
 
 @dataclass(frozen=True)
@@ -73,25 +74,25 @@ def ones_sum(data: bytes, start: int = 0) -> int:
     return total
 
 
-def check_size(size: int, flows: int = 1) -> None:
-    """Refuse a frame size or number of flows that the source and sink do not do.
+def check_size(size: int, flows: int = 1, most: int = MAX_SIZE) -> None:
+    """Refuse a frame size or number of flows that are not possible; by default, that the source and sink do not do.
 
     Raises:
         ConfigError: with the limits in its text.
     """
-    if not MIN_SIZE <= size <= MAX_SIZE:
-        raise ConfigError(f"a test packet has {MIN_SIZE} to {MAX_SIZE} bytes, not {size}")
+    if not MIN_SIZE <= size <= most:
+        raise ConfigError(f"a test packet has {MIN_SIZE} to {most} bytes, not {size}")
     if not 1 <= flows <= MAX_FLOWS:
         raise ConfigError(f"there are 1 to {MAX_FLOWS} flows, not {flows}")
 
 
 def build(size: int = MIN_SIZE, *, flow: int = 0, seq: int = 0, addresses: Addresses = NOWHERE) -> bytes:
-    """One test packet of `size` bytes.
+    """One test packet of `size` bytes, up to `LONGEST`.
 
     Raises:
         ConfigError: size or flow is out of range.
     """
-    check_size(size, flow + 1)
+    check_size(size, flow + 1, LONGEST)
     payload = TEST_HEADER.pack(MAGIC, flow, seq) + _FILL[: size - HEADERS - TEST_HEADER.size]
     header = _UDP.pack(SOURCE_PORT + flow, PORT, size - 34, 0)
     check = ~_datagram_sum(addresses, header + payload) & 0xFFFF

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from afxdp_pool import beacon, filters, flows, knob, netlink, sockets, wire
-from afxdp_pool.cli import arguments, steer, traffic
+from afxdp_pool.cli import steer, traffic, words
 from afxdp_pool.errors import BrokerError, ConfigError
 from afxdp_pool.statedir import StateDirectory
 from afxdp_pool.testing import packets
@@ -116,7 +116,7 @@ def word(read: Callable[[str], object]) -> Callable[[bytes], None]:
 
 
 def rule(text: str) -> None:
-    assert len(filters.pack_rules([arguments.rule(text)])) == filters.RULES_SIZE
+    assert len(filters.pack_rules([words.rule(text)])) == filters.RULES_SIZE
 
 
 READERS: tuple[Callable[[bytes], None], ...] = (
@@ -126,17 +126,17 @@ READERS: tuple[Callable[[bytes], None], ...] = (
     test_packet,
     socket_seen,
     word(rule),
-    word(arguments.mac_address),
-    word(arguments.ipv4),
-    word(arguments.cpu_list),
-    word(arguments.listening),
-    word(arguments.count),
-    word(arguments.seconds),
-    word(arguments.ethertype),
-    word(arguments.queue),
-    word(arguments.ring_size),
-    word(arguments.metadata_names),
-    word(arguments.worker_count),
+    word(words.mac_address),
+    word(words.ipv4),
+    word(words.cpu_list),
+    word(words.listening),
+    word(words.count),
+    word(words.seconds),
+    word(words.ethertype),
+    word(words.queue),
+    word(words.ring_size),
+    word(words.metadata_names),
+    word(words.worker_count),
     word(steer.flow_rule),
     netlink_answer,
     nic_rule,

@@ -107,6 +107,8 @@ static void forwarded_whole_at_any_size_and_room(struct afp_table *t)
 	CHECK_EQ(s.rx_packets, packets);
 	afp_port_read_stats(out, &s);
 	CHECK_EQ(s.tx_packets + s.tx_parts, sent);
+	CHECK_EQ(s.tx_completed + s.tx_completed_parts + port_in_tx(out), sent);
+	CHECK(s.tx_packets - s.tx_completed <= port_in_tx(out));
 	afp_port_free(in);
 	afp_port_free(out);
 	CHECK_EQ(afp_pool_destroy(p), 0);

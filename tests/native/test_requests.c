@@ -2,7 +2,10 @@
 /* Requests and their answers: by frame and in the ring's order, also of frames that several hold, and none of another life. */
 #include "fake.h"
 #include "headers.h"
+#include "multi.h"
 #include "requests.h"
+
+#include <stddef.h>
 
 static struct afp_port *asking_port(struct afp_table *t, struct afp_pool *p)
 {
@@ -28,7 +31,7 @@ static void ask(struct afp_table *t, struct afp_desc *d, uint32_t n, const uint6
 	const struct afp_packets packets = {d, t->area, t->size, n};
 	uint8_t done[64];
 
-	afp_tx_ask(t, &packets, AFP_ASK_TIMESTAMP, numbers, NULL, done);
+	afp_tx_ask(t, &packets, AFP_ASK_TIMESTAMP, numbers, NULL, NULL, done);
 	for (uint32_t i = 0; i < n; i++)
 		d[i].options |= done[i] ? AFP_TX_OPTION : 0;
 }
@@ -126,12 +129,13 @@ static void lies_in_the_completion_ring_are_no_answers(struct afp_table *t)
 		(void)fake_take_tx(port);
 	base = d[0].addr - AFP_TX_ROOM;
 	fake_comp(port, t->size + 8);  /* no frame */
-	fake_comp(port, base);         /* of the right frame, with no room before it: also at the Umem's start */
+	fake_comp(port, base);         /* of the right frame, whose answer lies where it was asked for */
 	fake_comp(port, d[1].addr);
 	fake_comp(port, d[1].addr);    /* twice */
 	CHECK_EQ(afp_port_complete(port, 8), 2);
-	CHECK_EQ(afp_port_take_stamps(port, stamps, 8, &lost), 1);
-	CHECK_EQ(stamps[0].number, 2);
+	CHECK_EQ(afp_port_take_stamps(port, stamps, 8, &lost), 2);
+	CHECK_EQ(stamps[0].number, 1);
+	CHECK_EQ(stamps[1].number, 2);
 	fake_comp(port, d[2].addr);
 	fake_comp(port, d[3].addr);
 	CHECK_EQ(afp_port_complete(port, 8), 2);
@@ -139,7 +143,54 @@ static void lies_in_the_completion_ring_are_no_answers(struct afp_table *t)
 	CHECK_EQ(afp_pool_destroy(p), 0);
 }
 
+/* Packets at odd addresses, which Linux 6.18 completes as the even ones before them; and of several frames, which all complete. */
+static void an_answer_lies_where_it_was_asked_for(struct afp_table *t)
+{
+	struct afp_pool *p = afp_pool_create(t, 64, 0);
+	struct afp_port *port = asking_port(t, p);
+	struct afp_refusals refused = {0};
+	struct afp_stamp stamps[8];
+	uint64_t lost, numbers[6] = {11, 12, 13, 14, 15, 16};
+
+	for (int several = 0; several < 2; several++) {
+		struct afp_desc d[6];
+		uint32_t n = 0;
+
+		port->multi_buffer = port->by_packet = several;
+		port->max_frames = 18;
+		make(t, p, d, 6);
+		for (uint32_t i = 0; i < 6; i++)
+			d[i].addr += i;
+		for (uint32_t i = 0; i < 6; i += several ? 3 : 1)
+			ask(t, d + i, 1, numbers + i);
+		for (uint32_t i = 0; several && i < 6; i++)
+			d[i].options |= i % 3 < 2 ? AFP_CONTD : 0;
+		CHECK_EQ(afp_port_transmit(port, d, 6, &refused), 6);
+		while (fake_waiting(port, TX)) {
+			const struct xdp_desc sent = fake_take_tx(port);
+			uint64_t now = 1000 + n;
+
+			CHECK_EQ(sent.options, several ? (n % 3 < 2) | (n % 3 ? 0 : AFP_TX_OPTION) : AFP_TX_OPTION);
+			if (sent.options & AFP_TX_OPTION)
+				memcpy(t->area + sent.addr - AFP_TX_ROOM + offsetof(struct afp_tx_metadata, timestamp), &now, 8);
+			fake_comp(port, sent.addr & ~1ull);
+			n++;
+		}
+		CHECK_EQ(afp_port_complete(port, 8), 6);
+		n = afp_port_take_stamps(port, stamps, 8, &lost);
+		CHECK_EQ(n, several ? 2 : 6);
+		for (uint32_t i = 0; i < n; i++) {
+			CHECK_EQ(stamps[i].number, numbers[several ? 3 * i : i]);
+			CHECK_EQ(stamps[i].timestamp, 1000 + (several ? 3 * i : i));
+		}
+	}
+	CHECK_EQ(refused.n, 0);
+	afp_port_free(port);
+	CHECK_EQ(afp_pool_destroy(p), 0);
+}
+
 static const struct test tests[] = {
+	{"an_answer_lies_where_it_was_asked_for", an_answer_lies_where_it_was_asked_for, 0},
 	{"stamps_come_with_their_numbers", stamps_come_with_their_numbers, 0},
 	{"a_frame_that_several_hold_is_answered_once", a_frame_that_several_hold_is_answered_once, 0},
 	{"lies_in_the_completion_ring_are_no_answers", lies_in_the_completion_ring_are_no_answers, 0},

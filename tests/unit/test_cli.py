@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import signal
 import sys
 from collections import deque
@@ -34,7 +35,7 @@ from afxdp_pool import (
     Rule,
 )
 from afxdp_pool import __version__ as version
-from afxdp_pool.cli import arguments, doctor, doctor_machine, drawing, main, output, paths, traffic
+from afxdp_pool.cli import arguments, doctor, doctor_machine, drawing, main, output, paths, traffic, words
 from afxdp_pool.cli.finding import Finding
 from afxdp_pool.cli.meter import Meter, Rate, losses
 from afxdp_pool.cli.notices import Notices
@@ -82,13 +83,13 @@ def test_a_handler_that_is_too_slow_is_told_of() -> None:
     ("text", "value"), [("0", 0), ("17", 17), ("1.5k", 1500), ("2M", 2e6), ("2m", 2e6), ("1G", 1e9), ("1e3", 1000)]
 )
 def test_numbers(text: str, value: float) -> None:
-    assert arguments.number(text) == value
+    assert words.number(text) == value
 
 
 @pytest.mark.parametrize("text", ["", "k", "-1", "-1k", "1kk", "x", "inf", "nan"])
 def test_no_numbers(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
-        arguments.number(text)
+        words.number(text)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +163,29 @@ def test_what_a_newcomer_types_wrongly_is_answered_in_two_lines(
     first, last, rest = told.split("\n")
     assert first.startswith("afxdp-pool")
     assert (last.split()[0], "--help" in last, rest) == ("afxdp-pool", True, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("drop", "-i IF [options]"),
+        ("forward", "-i IF -o IF [options]"),
+        ("handle", "-i IF [options] HANDLER"),
+        ("serve", "-i IF --allow WHO [options]"),
+        ("steer", "-i IF [options] [COMMAND ...]"),
+        ("top", "[-h] [--netns NAME] [--once] [--json] [--interval S]"),
+    ],
+)
+def test_help_begins_with_what_must_be_given_and_cuts_no_flag(
+    command: str, usage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    first, _, what, *rest = capsys.readouterr().out.splitlines()
+    assert first == f"usage: afxdp-pool {command} {usage}"
+    assert (what[0].isupper(), what[-1]) == (True, ".")
+    assert not [line for line in rest if line.endswith("-")]
 
 
 @pytest.mark.parametrize(
@@ -266,13 +290,13 @@ def test_captures_need_their_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     ],
 )
 def test_where_to_listen(text: str, place: tuple[str, int]) -> None:
-    assert arguments.listening(text) == place
+    assert words.listening(text) == place
 
 
 @pytest.mark.parametrize("text", ["", "x", "host:", "::1:9400", "[host]:1", "1.2.3.4:65536"])
 def test_nowhere_to_listen(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
-        arguments.listening(text)
+        words.listening(text)
 
 
 def test_pictures_have_a_known_ending(capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,9 +310,9 @@ def test_pictures_have_a_known_ending(capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_words_for_captures(capsys: pytest.CaptureFixture[str]) -> None:
     args = arguments.parse(["drop", "-i", "a", "--capture", "f", "--capture-packets", "2k", "--capture-rule", "port=5"])
     assert (args.capture_packets, args.capture_rule) == (2000, [Rule(port=5)])
-    for words in (["--capture-packets", "5"], ["--capture-rule", "port=5"]):
+    for more in (["--capture-packets", "5"], ["--capture-rule", "port=5"]):
         with pytest.raises(SystemExit):
-            arguments.parse(["drop", "-i", "a", *words])
+            arguments.parse(["drop", "-i", "a", *more])
         assert "goes with --capture FILE" in capsys.readouterr().err
     captured = output.Captured("f.pcapng", 1000, 5, 7)
     assert str(captured) == "captured 1,000 packets in f.pcapng, 5 left out; 7 more came too fast to be written"
@@ -373,6 +397,19 @@ def test_summary_and_document() -> None:
     assert document["info"] is None
     assert document["ports"][0]["kernel"]["rx_ring_full"] == 1200
     assert document["stopped_by"] == "SIGINT"
+
+
+def test_packets_of_several_frames_are_packets_and_their_frames_are_said() -> None:
+    plain = report(packets=100)
+    stats = replace(plain.ports[0].stats, rx_parts=50, tx_parts=40, tx_completed=99, tx_completed_parts=30)
+    long = replace(plain, ports=(replace(plain.ports[0], stats=stats),))
+    args = arguments.parse(["forward", "-i", "eth8", "-o", "eth9", "--multi-buffer"])
+    proof = output.Proof(audit(), audit(), 0)
+    text = "\n".join(output.summary(args, output.Outcome(long, proof, "SIGINT")))
+    for name, moved, frames in (("received", 100, 150), ("sent", 100, 140), ("completed", 99, 129)):
+        assert re.search(rf"{name} +{moved} packets .* in {frames} frames$", text, re.MULTILINE)
+    assert "frames\n" not in "\n".join(output.summary(args, output.Outcome(plain, proof, "SIGINT")))
+    assert str(long) == "10.0 s: received 100, sent 100, completed 99, 10 pps"
 
 
 def test_a_drop_does_not_speak_of_sending() -> None:

@@ -9,18 +9,18 @@ import pytest
 from test_cli import audit, drawn, picture, report
 
 from afxdp_pool import ConfigError, EngineStats, Options, PortConfig, WorkerReport
-from afxdp_pool.cli import arguments, main, output
+from afxdp_pool.cli import arguments, main, output, words
 
 
 @pytest.mark.parametrize(("text", "cpus"), [("0", (0,)), ("2,3", (2, 3)), ("0,4-7,1", (0, 4, 5, 6, 7, 1))])
 def test_lists_of_cpus(text: str, cpus: tuple[int, ...]) -> None:
-    assert arguments.cpu_list(text) == cpus
+    assert words.cpu_list(text) == cpus
 
 
 @pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-2", "1,,2", "0-70000"])
 def test_no_lists_of_cpus(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
-        arguments.cpu_list(text)
+        words.cpu_list(text)
 
 
 def options(line: str) -> Options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -11,15 +12,19 @@ import numpy as np
 import pytest
 from bench import START, Bench, forwarding
 from support import SMALL, conserved, small_port
+from test_tx_requests import as_device
 
 from afxdp_pool import (
     ConfigError,
     Forwarder,
     FramePool,
+    PortConfig,
     Template,
 )
+from afxdp_pool.config import TX_ROOM
+from afxdp_pool.routes import STAMP_EVERY_NS
 from afxdp_pool.testing import packets as test_packets
-from afxdp_pool.testing.rings import FakeKernel
+from afxdp_pool.testing.rings import FakeKernel, Sent
 
 
 @pytest.fixture
@@ -28,12 +33,19 @@ def bench() -> Iterator[Bench]:
         yield made
 
 
+SENDS = replace(SMALL, receive=False)
+MULTI = replace(SENDS, multi_buffer=True)
+LONG = (test_packets.build(9000), test_packets.build(64, flow=1), test_packets.build(5000, flow=2))
+
+
 # The tx path --------------------------------------------------------------------------------------------------------
 
 
-def transmitted(bench: Bench, template: Template, count: int, **options: Any) -> tuple[list[bytes], Forwarder]:
+def transmitted(
+    bench: Bench, template: Template, count: int, *, config: PortConfig = SENDS, **options: Any
+) -> tuple[list[bytes], Forwarder]:
     """Everything a forwarder sends from `template`, and the forwarder."""
-    port = small_port(bench.pool, replace(SMALL, receive=False))
+    port = small_port(bench.pool, config)
     kernel = FakeKernel(port, first_index=START)
     forwarder = Forwarder([port], batch=16, spin=0)
     forwarder._generate(template, count, options.pop("rate", 0.0))
@@ -60,6 +72,116 @@ def test_several_templates_are_sent_in_turn_each_with_its_own_numbers(bench: Ben
     sent, _ = transmitted(bench, Template(flows, sequence_at=50, checksum_at=40), 100)
     parsed = [test_packets.parse(packet) for packet in sent]
     assert parsed == [test_packets.TestPacket(flow=i % 3, seq=i // 3, size=70 + 11 * (i % 3)) for i in range(100)]
+
+
+def test_packets_longer_than_a_frame_go_in_several(bench: Bench) -> None:
+    """Frames come back with other parts than they had: each has what is behind its head from its own part."""
+    sent, forwarder = transmitted(bench, Template(LONG, sequence_at=50, checksum_at=40), 300, config=MULTI)
+    parsed = [test_packets.parse(packet) for packet in sent]
+    assert parsed == [test_packets.TestPacket(flow=i % 3, seq=i // 3, size=len(LONG[i % 3])) for i in range(300)]
+    stats = forwarder.ports[0].stats()
+    assert (stats.tx_packets, stats.tx_parts, stats.tx_completed_parts) == (300, 300, 300)
+
+
+@pytest.mark.parametrize("frames", [2, 3, 5])
+def test_a_ring_that_is_nearly_full_takes_whole_packets(bench: Bench, frames: int) -> None:
+    with FramePool(bench.umem, quota=96) as pool:
+        port = small_port(pool, MULTI)
+        kernel = FakeKernel(port, first_index=START)
+        assert port.fill() == 32
+        held = pool.alloc(64 - frames)
+        with closing(Forwarder([port], batch=16, spin=0)) as forwarder:
+            forwarder._generate(Template((test_packets.build(9000),), sequence_at=50, checksum_at=40), 20, 0.0)
+            sent: list[bytes] = []
+            for _ in range(40):
+                forwarder.run(0.0)
+                sent += kernel.send()
+                assert port.stats().in_tx <= frames
+        assert [packet and packet.seq for packet in map(test_packets.parse, sent)] == list(range(20 * (frames > 2)))
+        pool.put(held)
+
+
+def whole(parts: list[Sent]) -> list[list[Sent]]:
+    """The frames of each packet."""
+    ends = [at + 1 for at, part in enumerate(parts) if not part.options & 1]
+    return [parts[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+@pytest.mark.usefixtures("bench")
+@pytest.mark.parametrize("config", [SENDS, MULTI])
+def test_checksums_are_left_to_who_sends_them(config: PortConfig) -> None:
+    flows = LONG if config.multi_buffer else (test_packets.build(64), test_packets.build(800, flow=1))
+    with conserved(headroom=TX_ROOM) as umem, FramePool(umem) as pool:
+        port = small_port(pool, replace(config, tx_metadata=("checksum",)))
+        kernel = FakeKernel(port)
+        with closing(Forwarder([port], batch=16)) as forwarder:
+            forwarder._generate(Template(flows, sequence_at=50, checksum_at=40), 200, 0.0)
+            sent: list[bytes] = []
+            while len(sent) < 200:
+                forwarder.run(0.001)
+                parts = kernel.take_tx()
+                for packet in whole(parts):
+                    data = b"".join(part.data for part in packet)
+                    assert test_packets.parse(data) is None, "it is not filled in yet"
+                    sent.append(as_device(umem, replace(packet[0], data=data)))
+                kernel.complete(parts)
+                port.complete(64)
+        each = len(flows)
+        assert [test_packets.parse(packet) for packet in sent] == [
+            test_packets.TestPacket(i % each, i // each, len(flows[i % each])) for i in range(200)
+        ]
+        assert len(port.take_timestamps().number) == 0
+
+
+@pytest.mark.usefixtures("bench")
+def test_what_has_no_checksum_asks_for_none() -> None:
+    with conserved(headroom=TX_ROOM) as umem, FramePool(umem) as pool:
+        port = small_port(pool, replace(SENDS, tx_metadata=("checksum",)))
+        kernel = FakeKernel(port)
+        with closing(Forwarder([port], batch=2)) as forwarder:
+            forwarder._generate(Template((LONG[1], b"no datagram")), 2, 0.0)
+            forwarder.run(0.0)
+            assert [part.options for part in kernel.take_tx(2)] == [2, 0]
+
+
+@pytest.mark.usefixtures("bench")
+@pytest.mark.parametrize("config", [SENDS, MULTI])
+def test_a_packet_now_and_then_is_asked_when_it_is_sent(config: PortConfig) -> None:
+    with conserved(headroom=TX_ROOM) as umem, FramePool(umem) as pool:
+        port = small_port(pool, replace(config, tx_metadata=("timestamp",)))
+        kernel = FakeKernel(port)
+        with closing(Forwarder([port], batch=16)) as forwarder:
+            forwarder._generate(Template((test_packets.build(9000 if config.multi_buffer else 64),)), 10**6, 0.0)
+            before = time.clock_gettime_ns(time.CLOCK_TAI)
+            asked = 0
+            while asked < 20:
+                forwarder.run(0.0)
+                parts = kernel.take_tx()
+                asked += sum(part.options >> 1 for part in parts)
+                kernel.complete(parts)
+                port.complete(64)
+            stamps = port.take_timestamps(1000)
+            after = time.clock_gettime_ns(time.CLOCK_TAI)
+        assert len(stamps.number) == asked
+        assert (np.diff(stamps.number.astype(np.int64)) >= STAMP_EVERY_NS).all()
+        assert before <= stamps.number[0] <= stamps.number[-1] <= after
+
+
+def test_what_cannot_go_in_several_frames_is_refused(bench: Bench) -> None:
+    for config, template, says in (
+        (SENDS, Template((bytes(9000),)), "multi_buffer"),
+        (MULTI, Template((bytes(60_000),)), "18 together"),
+        (MULTI, Template((bytes(9000),), sequence_at=4090), "beyond the first frame"),
+        (replace(MULTI, tx_metadata=("launch_time",)), Template((bytes(60),)), "pace them by rate"),
+    ):
+        with (
+            conserved(frame_size=2048 if len(template.packets[0]) > 9000 else 4096, headroom=TX_ROOM) as umem,
+            FramePool(umem) as pool,
+            closing(small_port(pool, config)) as port,
+            closing(Forwarder([port])) as forwarder,
+            pytest.raises(ConfigError, match=says),
+        ):
+            forwarder._generate(template, 1, 0.0)
 
 
 def test_a_template_without_number_is_sent_as_it_is(bench: Bench) -> None:

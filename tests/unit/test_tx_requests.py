@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +91,61 @@ def test_any_bytes_are_asked_for_only_within_them(data: bytes, shape: str, cut: 
         else:
             assert bytes(batch[0]) == packet
         pool.put(batch)
+
+
+@pytest.mark.parametrize("frame_size", [2048, 2100])
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("proto", [6, 17])
+def test_packets_of_several_frames_ask_by_their_first(frame_size: int, version: int, proto: int) -> None:
+    long = datagram(version, proto, bytes(i % 251 for i in range(5000)))
+    unaligned = frame_size != 2048
+    with (
+        conserved(frame_size=frame_size, headroom=TX_ROOM, unaligned=unaligned) as umem,
+        ap.FramePool(umem) as pool,
+        closing(ap.Port.in_memory(pool, replace(ASKS, multi_buffer=True))) as port,
+    ):
+        kernel = FakeKernel(port)
+        batch = pool.write([long, UDP, long + b"!", long[:-1]], multi_buffer=True)
+        batch.udp.checksum = batch.tcp.checksum = 0xBAD
+        assert batch.offload_checksums().tolist() == [True, True, False, False], (
+            "the last is cut, more is behind another"
+        )
+        assert batch[1:].request_timestamps([7, 8, 9]).all()
+        assert port.transmit(batch) == 4
+        parts = kernel.take_tx()
+        assert [part.options for part in parts] == [3, 1, 0, 2, *[3, 1, 0] * 2]
+        assert as_device(umem, replace(parts[0], data=b"".join(part.data for part in parts[:3]))) == long
+        assert as_device(umem, parts[3]) == UDP
+        for part in parts:
+            umem.data[part.addr - TX_ROOM + 8] += 1  # of the others nobody reads that
+        kernel.complete(parts)
+        assert port.complete() == 10
+        assert port.take_timestamps().number.tolist() == [7, 8, 9]
+        assert (port.stats().tx_completed, port.stats().in_tx) == (4, 0)
+
+
+def test_one_frame_of_a_packet_that_the_kernel_would_not_take_refuses_it() -> None:
+    with (
+        conserved(frame_size=2048, headroom=TX_ROOM) as umem,
+        ap.FramePool(umem) as pool,
+        closing(ap.Port.in_memory(pool, replace(ASKS, multi_buffer=True))) as port,
+    ):
+        for spoil in ("request of another frame", "no room", "checksum beyond the first frame"):
+            batch = pool.write([bytes(5000)], multi_buffer=True)
+            batch.request_timestamps()
+            frames = batch.parts.descs
+            frames["options"] = [3, 1, 0]
+            if spoil == "request of another frame":
+                frames["options"][1] = 3
+            elif spoil == "no room":
+                frames["addr"][2] -= 1
+            else:
+                at = int(batch.addr[0]) - TX_ROOM
+                umem.data[at : at + _REQUEST.size] = np.frombuffer(_REQUEST.pack(2, 2010, 6, 0, 0, 0), np.uint8)
+            with pytest.raises(ap.InvalidDescriptorError):
+                port.transmit(ap.Batch.of_frames(frames, umem.data, umem=umem))
+            assert port.stats().in_tx == 0
+            pool.put(batch)
 
 
 def test_requests_add_up_and_go_with_their_descriptors() -> None:
@@ -203,6 +260,7 @@ def test_stamps_that_nobody_takes_are_counted() -> None:
         ({"tx_metadata": ("checksum",), "transmit": "live"}, "live frames carry no tx_metadata"),
         ({"tx_metadata": ("checksum", "software_checksum")}, "in copy mode only"),
         ({"tx_metadata": ("software_checksum",), "mode": "zero-copy"}, "in copy mode only"),
+        ({"tx_metadata": ("software_checksum",), "multi_buffer": True}, "of a packet's first frame alone"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(wrong: dict[str, Any], says: str) -> None:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
 import afxdp_pool as ap
 from afxdp_pool._native import ffi, lib
+from afxdp_pool.allowing import Allowed
+from afxdp_pool.broker import Broker
 from afxdp_pool.netdev import in_netns
 from afxdp_pool.testing import packets
 from afxdp_pool.testing.lab import Lab, LabLink, VethPair
 from afxdp_pool.testing.traffic import SinkReport, Source
 
 GRO = 0x2C  # ETHTOOL_SGRO
+SO_RCVBUFFORCE = 33
 LIVE = ap.PortConfig(transmit="live")
 SENDS = ap.PortConfig(receive=False, fill_level=64)
 
@@ -35,6 +41,38 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
 
 def options(lab: Lab, port: ap.PortConfig = ap.PortConfig()) -> ap.Options:  # noqa: B008
     return ap.Options(netns=lab.engine_netns, port=port)
+
+
+@contextmanager
+def protocol_socket(link: LabLink, protocol: int) -> Iterator[socket.socket]:
+    """A packet socket on the link, which receives packets of that EtherType; of none with 0."""
+    with in_netns(link.netns):
+        made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
+        made.bind((link.name, protocol))
+    with made:
+        made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
+        made.settimeout(20)
+        yield made
+
+
+@contextmanager
+def brokered(link: LabLink, at: Path, *, frags: bool = True) -> Iterator[str]:
+    """The path of a broker in a thread that serves the link to this user."""
+    with (
+        in_netns(link.netns),
+        ap.XdpProgram(link.name, frags=frags) as program,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        Broker({link.name: program}, Allowed.parse([str(os.geteuid())])) as broker,
+    ):
+        listener.bind(os.fspath(at))
+        listener.listen()
+        thread = threading.Thread(target=broker.run, args=(listener,))
+        thread.start()
+        try:
+            yield os.fspath(at)
+        finally:
+            broker.stop()
+            thread.join(20.0)
 
 
 def in_step(source: Source, runner: ap.Runner, number: int, at_once: int) -> None:

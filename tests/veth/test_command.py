@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from live_lab import perfect
+from live_lab import perfect, protocol_socket
 from prometheus_client.parser import text_string_to_metric_families
 
 from afxdp_pool import hook as xdp
@@ -211,6 +211,31 @@ def test_tx_sends_packets_a_sink_can_verify(pair: VethPair, size: int) -> None:
     document = proven(ended.stdout)
     assert (seen.unique, seen.lost, seen.corrupt, seen.bytes) == (count, 0, 0, count * size)
     assert (document["sent"], document["completed"], document["stopped_by"]) == (count, count, "count")
+
+
+@pytest.mark.parametrize("more", [[], ["--frame-size", "2100", "--unaligned"]])
+def test_tx_sends_packets_longer_than_a_frame(lab: Lab, more: list[str]) -> None:
+    pair, count = lab.veth("a", mtu=9000), 500
+    with protocol_socket(pair.far, 0x0800) as wire:
+        words = ["--rate", "20k", "--count", str(count), "--size", "9000", "--json", "--quiet", *more]
+        document = proven(call("tx", *place(pair.near), *words).stdout)
+        seen = [packets.parse(wire.recv(1 << 16)) for _ in range(count)]
+    assert seen == [packets.TestPacket(0, number, 9000) for number in range(count)]
+    (port,) = document["ports"]
+    frames = 5 if more else 3
+    assert (document["sent"], document["completed"], port["info"]["max_frames"] > 3) == (count, count, True)
+    assert port["stats"]["tx_parts"] == port["stats"]["tx_completed_parts"] == count * (frames - 1)
+
+
+def test_tx_refuses_what_the_link_cannot_send(lab: Lab) -> None:
+    pair = lab.veth("a", mtu=9000)
+    for words, says in (
+        (["--size", "9019"], "too long for an MTU of 9000"),
+        (["--size", "9000", "--transmit", "live"], "cannot go live"),
+        (["--size", "9000", "--ring-size", "16"], "no room for one packet"),
+    ):
+        ended = call("tx", *place(pair.near), "--count", "1", *words)
+        assert (ended.returncode, says in ended.stderr) == (1, True), ended.stderr
 
 
 def test_tx_keeps_its_rate_for_its_duration(pair: VethPair) -> None:

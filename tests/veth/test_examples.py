@@ -115,6 +115,7 @@ EXPECTED = {
     ],
     "22_jumbo.py": [
         "8972 bytes: 8980 bytes from 198.18.1.2: icmp_seq=1 ttl=64",
+        "received 8, sent 8, completed 8, ",
         "app 0, tx 0; all accounted for",
         "2 packets of 9014 bytes; 8 frames more than packets",
     ],

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from live_lab import audited, perfect, wait_for
+from live_lab import audited, brokered, perfect, protocol_socket, wait_for
 from test_forwarding import options
 
 import afxdp_pool as ap
-from afxdp_pool.allowing import Allowed
-from afxdp_pool.broker import Broker
 from afxdp_pool.capture import Capture
 from afxdp_pool.memory import HugePageMemory
-from afxdp_pool.netdev import in_netns
 from afxdp_pool.testing import Traffic
 from afxdp_pool.testing.lab import Lab, LabLink, VethPair
 
 ETHERTYPE = 0x88B5  # for experiments (IEEE 802)
-SO_RCVBUFFORCE = 33
 MULTI = ap.PortConfig(multi_buffer=True)
 HEADER = b"\x02\0\0\0\0\2\x02\0\0\0\0\1" + ETHERTYPE.to_bytes(2, "big")
 #: Sent ahead of what has arrived: all of it fits the rings and socket buffers on the way.
@@ -38,16 +33,8 @@ def packet(size: int, number: int = 0) -> bytes:
     return (HEADER + words.astype(">u4").tobytes())[:size]
 
 
-@contextmanager
-def packet_socket(link: LabLink, *, receives: bool) -> Iterator[socket.socket]:
-    protocol = ETHERTYPE if receives else 0
-    with in_netns(link.netns):
-        made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(protocol))
-        made.bind((link.name, protocol))
-    with made:
-        made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
-        made.settimeout(20)
-        yield made
+def packet_socket(link: LabLink, *, receives: bool) -> AbstractContextManager[socket.socket]:
+    return protocol_socket(link, ETHERTYPE if receives else 0)
 
 
 def jumbo(lab: Lab, name: str) -> VethPair:
@@ -81,7 +68,7 @@ def finish(forwarder: ap.Runner, count: int, size: int) -> ap.Report:
     assert (first.rx_packets, second.tx_packets, report.engine.forwarded) == (count, count, count)
     assert first.rx_bytes == second.tx_bytes == size
     assert first.rx_parts == second.tx_parts
-    assert second.tx_completed == count + second.tx_parts
+    assert (report.completed, second.tx_completed_parts) == (count, second.tx_parts)
     assert (report.ports[0].kernel.rx_dropped, report.ports[1].kernel.tx_invalid_descs) == (0, 0)
     audited(forwarder)
     return report
@@ -260,43 +247,32 @@ def test_a_second_port_of_the_device_cannot_be_had_without(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("frags", [True, False])
-def test_by_a_broker(lab: Lab, tmp_path: Any, frags: bool) -> None:
-    pair, path = jumbo(lab, "one"), os.fspath(tmp_path / "s")
-    size = 1024 * 4096
+def test_by_a_broker(lab: Lab, tmp_path: Path, frags: bool) -> None:
+    pair = jumbo(lab, "one")
+    config = replace(MULTI, fill_level=256)
     with (
-        in_netns(pair.near.netns),
-        ap.XdpProgram(pair.near.name, frags=frags) as program,
-        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
-        Broker({pair.near.name: program}, Allowed.parse([str(os.geteuid())])) as broker,
+        brokered(pair.near, tmp_path / "s", frags=frags) as path,
+        ap.Umem(1024, memory=ap.SharedMemory(1024 * 4096)) as umem,
+        ap.FramePool(umem) as pool,
     ):
-        listener.bind(path)
-        listener.listen()
-        thread = threading.Thread(target=broker.run, args=(listener,))
-        thread.start()
-        try:
-            with ap.Umem(1024, memory=ap.SharedMemory(size)) as umem, ap.FramePool(umem) as pool:
-                config = replace(MULTI, fill_level=256)
-                if not frags:
-                    with pytest.raises(ap.AfXdpError, match="multi_buffer"):
-                        ap.Port(pool, pair.near.name, config=config, via=path)
-                    return
-                with (
-                    ap.Port(pool, pair.near.name, config=config, via=path) as port,
-                    packet_socket(pair.far, receives=False) as tx,
-                    packet_socket(pair.far, receives=True) as rx,
-                ):
-                    assert port.info.max_frames >= 18
-                    tx.send(packet(9000))
-                    assert wait_for(lambda: port.ring_levels()["rx"] == 3)
-                    batch = port.receive()
-                    assert batch.whole(0) == packet(9000)
-                    assert port.transmit(batch) == 1
-                    assert rx.recv(1 << 16) == packet(9000)
-                    assert wait_for(lambda: port.complete() >= 0 and not port.stats().in_tx)
-                umem.audit().check()
-        finally:
-            broker.stop()
-            thread.join(20.0)
+        if not frags:
+            with pytest.raises(ap.AfXdpError, match="multi_buffer"):
+                ap.Port(pool, pair.near.name, config=config, via=path)
+            return
+        with (
+            ap.Port(pool, pair.near.name, config=config, via=path) as port,
+            packet_socket(pair.far, receives=False) as tx,
+            packet_socket(pair.far, receives=True) as rx,
+        ):
+            assert port.info.max_frames >= 18
+            tx.send(packet(9000))
+            assert wait_for(lambda: port.ring_levels()["rx"] == 3)
+            batch = port.receive()
+            assert batch.whole(0) == packet(9000)
+            assert port.transmit(batch) == 1
+            assert rx.recv(1 << 16) == packet(9000)
+            assert wait_for(lambda: port.complete() >= 0 and not port.stats().in_tx)
+        umem.audit().check()
 
 
 # Frames that are no power of two ------------------------------------------------------------------------------------

@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from live_lab import audited, in_step, options, perfect, wait_for
+from live_lab import audited, brokered, in_step, options, perfect, protocol_socket, wait_for
 
 import afxdp_pool as ap
 from afxdp_pool import requests
@@ -26,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("veth_machine")
 SMALL = ap.PortConfig(fill_size=512, comp_size=256, rx_size=256, tx_size=256, fill_level=256)
 SENDS = replace(SMALL, receive=False, tx_metadata=("timestamp", "software_checksum"))
 COUNT = 200
+ETH_P_IP = 0x0800
 
 
 @pytest.fixture
@@ -34,9 +37,11 @@ def pair(lab: Lab) -> VethPair:
 
 
 @contextmanager
-def sending(pair: VethPair, config: ap.PortConfig = SENDS, headroom: int = TX_ROOM) -> Iterator[ap.Port]:
+def sending(
+    pair: VethPair, config: ap.PortConfig = SENDS, headroom: int = TX_ROOM, **umem_options: Any
+) -> Iterator[ap.Port]:
     """A port that sends out of the near end, over frames that are all home afterwards."""
-    with ap.Umem(1024, headroom=headroom) as umem:
+    with ap.Umem(1024, headroom=headroom, **umem_options) as umem:
         with (
             ap.FramePool(umem) as pool,
             ap.Port(pool, pair.near.name, netns=pair.near.netns, config=config) as port,
@@ -123,6 +128,80 @@ def test_timestamps_come_back_with_their_packets_numbers(pair: VethPair) -> None
         # The same frames again, with no request: nothing of the old ones is left.
         sent(port, bare(port, pair, COUNT))
         assert len(port.take_timestamps().number) == 0
+
+
+@pytest.mark.parametrize("headroom", [TX_ROOM + 1, 101])
+def test_a_timestamp_is_that_of_its_packet_at_odd_addresses_too(pair: VethPair, headroom: int) -> None:
+    """Linux 6.18 completes a packet at an odd address as if it began a byte before."""
+    with sending(pair, headroom=headroom) as port:
+        batch = bare(port, pair, COUNT)
+        batch.request_timestamps(np.arange(COUNT))
+        before = time.clock_gettime_ns(time.CLOCK_TAI)
+        sent(port, batch)
+        after = time.clock_gettime_ns(time.CLOCK_TAI)
+        stamps = port.take_timestamps(COUNT)
+        assert stamps.number.tolist() == list(range(COUNT))
+        assert ((stamps.timestamp >= before) & (stamps.timestamp <= after)).all()
+
+
+# Packets of several frames, and frames that are no power of two -------------------------------------------------------
+
+LONG = replace(SENDS, multi_buffer=True, tx_metadata=("checksum", "timestamp"))
+
+
+def asked_of_long_ones(port: ap.Port, pair: VethPair, sizes: list[int]) -> None:
+    """Test packets of these sizes are sent, each summed up by the kernel, and each stamped; they arrive as they are."""
+    addresses, made = addresses_of(pair.near, None, None), []
+    for number, size in enumerate(sizes):
+        packet = bytearray(packets.build(size, seq=number, addresses=addresses))
+        packet[packets.CHECKSUM_AT : packets.CHECKSUM_AT + 2] = b"\0\0"
+        made.append(packet)
+    with protocol_socket(pair.far, ETH_P_IP) as rx:
+        for _ in range(2):
+            batch = port.pool.write(made, multi_buffer=port.config.multi_buffer)
+            assert batch.offload_checksums().all()
+            assert batch.request_timestamps(np.arange(len(sizes))).all()
+            before = time.clock_gettime_ns(time.CLOCK_TAI)
+            assert port.transmit(batch) == len(sizes)
+            seen = [packets.parse(rx.recv(1 << 16)) for _ in sizes]
+            assert wait_for(lambda: port.complete() >= 0 and not port.stats().in_tx)
+            after = time.clock_gettime_ns(time.CLOCK_TAI)
+            assert seen == [packets.TestPacket(0, number, size) for number, size in enumerate(sizes)]
+            stamps = port.take_timestamps(len(sizes))
+            assert stamps.number.tolist() == list(range(len(sizes)))
+            assert ((stamps.timestamp >= before) & (stamps.timestamp <= after)).all()
+    assert port.kernel_stats().tx_invalid_descs == 0
+
+
+def test_packets_of_several_frames_are_asked_for(lab: Lab) -> None:
+    pair = lab.veth("a", mtu=9000)
+    with sending(pair, LONG) as port:
+        room = 4096 - TX_ROOM
+        asked_of_long_ones(port, pair, [9000, 64, room, room + 1, 2 * room, 5000, 9014, 1514])
+
+
+@pytest.mark.parametrize("frame_size", [2049, 3000])
+@pytest.mark.parametrize("multi", [False, True])
+def test_unaligned_frames_are_asked_for(lab: Lab, frame_size: int, multi: bool) -> None:
+    pair = lab.veth("a", mtu=9000)
+    room = frame_size - TX_ROOM
+    sizes = [64, room, 65, room - 1, *([room + 1, 9000, 9014, 2 * room] if multi else [])]
+    config = replace(LONG, multi_buffer=multi)
+    with sending(pair, config, frame_size=frame_size, unaligned=True) as port:
+        asked_of_long_ones(port, pair, sizes)
+
+
+def test_a_broker_asks_for_packets_of_several_frames(lab: Lab, tmp_path: Path) -> None:
+    pair = lab.veth("a", mtu=9000)
+    memory = ap.SharedMemory(1024 * 4096)
+    with (
+        brokered(pair.near, tmp_path / "s") as path,
+        ap.Umem(1024, headroom=TX_ROOM, memory=memory) as umem,
+    ):
+        with ap.FramePool(umem) as pool, ap.Port(pool, pair.near.name, config=LONG, via=path) as port:
+            assert (port.info.tx_metadata, port.info.max_frames > 3) == (LONG.tx_metadata, True)
+            asked_of_long_ones(port, pair, [9000, 64, 9014, 5000])
+        umem.audit().check(idle=True)
 
 
 def test_what_is_forwarded_may_be_asked_for_in_a_handler(lab: Lab) -> None:
