@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from afxdp_pool.memory import BpfMemory, SharedMemory
     from afxdp_pool.metadata import RxColumns, RxHashType, utc
     from afxdp_pool.netdev import Netdev, RxMetadata, XdpFeature, XdpFeatures, XskFeature
+    from afxdp_pool.parts import PacketParts, packet_part, packet_parts
     from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
     from afxdp_pool.pool import FramePool
     from afxdp_pool.port import Port
@@ -113,6 +114,7 @@ else:
         "memory": "BpfMemory SharedMemory",
         "metadata": "RxColumns RxHashType utc",
         "netdev": "Netdev RxMetadata XdpFeature XdpFeatures XskFeature",
+        "parts": "PacketParts packet_part packet_parts",
         "paths": "Options drop forward handle reflect transmit",
         "pool": "FramePool",
         "port": "Port",
@@ -202,6 +204,7 @@ __all__ = [
     "NoSuchNamespaceError",
     "NotEnoughFramesError",
     "Options",
+    "PacketParts",
     "PoolClosedError",
     "PoolError",
     "PoolStats",
@@ -253,6 +256,8 @@ __all__ = [
     "from_library",
     "handle",
     "include_dir",
+    "packet_part",
+    "packet_parts",
     "per_packet",
     "reflect",
     "rx_known",

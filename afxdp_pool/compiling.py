@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from afxdp_pool import signatures
+from afxdp_pool import parts, signatures
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.batch import Batch, Bytes
 from afxdp_pool.errors import ConfigError, need_extra
@@ -126,10 +126,23 @@ class Compiled:
         """Decide the packets of a batch that came from port number `port`."""
         verdicts = batch.verdicts
         verdicts[:] = 0
+        shown = self._show_parts(batch)
         data = ffi.from_buffer("uint8_t[]", batch.data)
         out = ffi.from_buffer("uint8_t[]", verdicts)
         self.function(batch.pointer, len(batch), data, len(batch.data), out, port, self.user_pointer)
+        del shown  # it was read during the call
         return verdicts
+
+    @staticmethod
+    def _show_parts(batch: Batch) -> Any:
+        """Tell the code of packets in several frames, as the loop does; what that points to."""
+        multi = batch.port is not None and batch.port.config.multi_buffer
+        if batch.umem is None or not (multi or batch._chain is not None):
+            return None
+        frames, _ = batch._moving()
+        starts = batch.starts.astype(np.uint32)
+        lib.afp_show_parts(batch.umem.table, frames, ffi.from_buffer("uint32_t[]", starts), len(batch))
+        return frames
 
     def __repr__(self) -> str:
         return f"<Compiled handler at {self.address:#x}, called once a {self.per}>"
@@ -302,6 +315,7 @@ def _teach() -> None:
 
         return types.int64(packet, types.int64), load
 
+    parts.teach()
     overload(rx_known)(lambda packet: lambda packet: _known(packet, word))
     # Without FORWARD's check, which the loop makes too.
     overload(FORWARD)(lambda port: lambda port: FORWARD_0 | port)

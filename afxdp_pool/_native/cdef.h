@@ -213,6 +213,7 @@ typedef int (*afp_packet_handler)(uint8_t *packet, uint32_t length, uint32_t por
 struct afp_per_packet { afp_packet_handler handle; void *user; };
 void afp_call_per_packet(struct afp_desc *descs, uint32_t n, uint8_t *umem, uint64_t size, uint8_t *verdicts, uint32_t port, void *user);
 int afp_engine_run_compiled(struct afp_engine *e, uint64_t deadline_ns, afp_handler handler, void *user);
+void afp_show_parts(const struct afp_table *t, const struct afp_desc *frames, const uint32_t *start, uint32_t n);
 int64_t afp_engine_turn(struct afp_engine *e, uint64_t deadline_ns, int all);
 uint32_t afp_engine_drain(struct afp_engine *e, uint64_t deadline_ns);
 void afp_engine_read_stats(const struct afp_engine *e, struct afp_engine_stats *out);

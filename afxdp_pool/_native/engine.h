@@ -135,6 +135,9 @@ int afp_engine_run_compiled(struct afp_engine *e, uint64_t deadline_ns, afp_hand
  * refused as one. */
 void afp_call_per_packet(struct afp_desc *descs, uint32_t n, uint8_t *umem, uint64_t size, uint8_t *verdicts, uint32_t port,
 			 void *user);
+/* Tell machine code which frames each of n packets has: those of packet i are frames[start[i]] to frames[start[i + 1]]. It is written
+ * before the packet (struct afp_parts), where there is room. */
+void afp_show_parts(const struct afp_table *t, const struct afp_desc *frames, const uint32_t *start, uint32_t n);
 /* For Python: dispatch() what the last call brought, its verdicts all `all` unless that is negative, then poll(). The next
  * batch, as port << 16 | n, or the complement of an enum afp_why. */
 int64_t afp_engine_turn(struct afp_engine *e, uint64_t deadline_ns, int all);

@@ -38,6 +38,20 @@ void afp_call_per_packet(struct afp_desc *descs, uint32_t n, uint8_t *umem, uint
 	}
 }
 
+void afp_show_parts(const struct afp_table *t, const struct afp_desc *frames, const uint32_t *start, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		struct afp_parts parts = {.frames = frames + start[i], .count = start[i + 1] - start[i]};
+		const uint64_t addr = parts.frames->addr;
+
+		if (unlikely(frame_of(t, addr) == AFP_NO_FRAME || frame_offset(t, addr) < AFP_PARTS_ROOM))
+			continue;
+		for (uint32_t j = 0; j < parts.count; j++)
+			parts.length += parts.frames[j].len;
+		memcpy(t->area + addr - AFP_PARTS_ROOM, &parts, sizeof(parts));
+	}
+}
+
 /* Whether this call is one to be timed. */
 static inline bool begin_call(struct afp_engine *e)
 {
@@ -66,6 +80,8 @@ int afp_engine_run_compiled(struct afp_engine *e, uint64_t deadline_ns, afp_hand
 
 		if (why != AFP_RAN_BATCH)
 			return why;
+		if (unlikely(e->multi))
+			afp_show_parts(t, e->origin, e->start, e->busy_n);
 		begin = begin_call(e) ? afp_now_ns() : 0;
 		handler(e->descs, e->busy_n, t->area, t->size, e->verdicts, e->busy_port, user);
 		if (unlikely(begin))

@@ -23,6 +23,7 @@ from afxdp_pool.cli.words import (
     port_number,
     protocol,
     queue,
+    request_names,
     ring_size,
     rule,
     rule_of,
@@ -30,7 +31,7 @@ from afxdp_pool.cli.words import (
     some,
     worker_count,
 )
-from afxdp_pool.config import RX_METADATA, Mode, Transmit
+from afxdp_pool.config import RX_METADATA, TX_METADATA, Mode, Transmit
 from afxdp_pool.forwarder import SPIN
 from afxdp_pool.testing import packets
 
@@ -105,6 +106,7 @@ def _port(mode: Mode, args: argparse.Namespace) -> PortConfig:
         busy_poll_budget=args.busy_poll_budget,
         rx_metadata=getattr(args, "rx_metadata", ()),
         multi_buffer=args.multi_buffer,
+        tx_metadata=getattr(args, "tx_metadata", ()),
     )
 
 
@@ -157,6 +159,7 @@ def parser() -> argparse.ArgumentParser:
 
     handle = command("handle", "ask a function of yours what becomes of each packet")
     _add_path(handle)
+    _add_requests(handle, "what the handler may ask of devices for packets that it sends")
     add = handle.add_argument
     add("handler", metavar="HANDLER",
         help="file.py:function, module:function or library.so:function; see docs/handlers.md")  # fmt: skip
@@ -169,6 +172,7 @@ def parser() -> argparse.ArgumentParser:
     tx = command("tx", "send test packets, or those of a capture file")
     _add_path(tx, receives=False)
     _add_traffic(tx)
+    _add_requests(tx, "what to ask of the device for each packet")
 
     doctor = command("doctor", "what this machine and an interface allow, and what to do about it")
     _add_place(doctor, required=False)
@@ -320,6 +324,11 @@ def add_filter(command: argparse.ArgumentParser) -> None:
     wanted.add_argument(
         "--rule", metavar="RULE", type=rule, action="append", default=[], help="protocol=udp,port=53; again for more"
     )
+
+
+def _add_requests(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("--tx-metadata", metavar="LIST", type=request_names, default=(),
+        help=f"{what}: {','.join(TX_METADATA)}; see docs/metadata.md")  # fmt: skip
 
 
 def _add_traffic(tx: argparse.ArgumentParser) -> None:

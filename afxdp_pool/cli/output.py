@@ -14,6 +14,7 @@ from afxdp_pool.report import scaled
 
 if TYPE_CHECKING:
     from afxdp_pool.capture import Capture
+    from afxdp_pool.cli.stamps import SendTimes
 
 _STOPPED_BY = {"duration": "its duration", "count": "its count", "SIGINT": "Ctrl-C", "error": "an error"}
 
@@ -88,7 +89,8 @@ class Captured:
 class Outcome:
     """How a run ended: its counters, the proof, what stopped it, and what went wrong if something did.
 
-    `stopped_by` is ``"duration"``, ``"count"``, ``"error"`` or a signal's name; `silence` is why nothing arrived.
+    `stopped_by` is ``"duration"``, ``"count"``, ``"error"`` or a signal's name; `silence` is why nothing arrived,
+    `sent_at` when packets were sent that were asked.
     """
 
     report: Report
@@ -99,6 +101,7 @@ class Outcome:
     captured: Captured | None = None
     info: Info | None = None
     silence: tuple[str, ...] = ()
+    sent_at: SendTimes | None = None
 
 
 def duration(ns: float) -> str:
@@ -189,6 +192,7 @@ def summary(args: argparse.Namespace, outcome: Outcome) -> list[str]:
         lines.append(
             f"  the handler kept {outcome.proof.kept:,} frames and never gave them back: close() them when done"
         )
+    lines += [f"  {outcome.sent_at}"] if outcome.sent_at else []
     lines += [f"  {outcome.captured}"] if outcome.captured else []
     lines.append(f"  {outcome.proof}")
     return lines
@@ -257,6 +261,7 @@ def document(args: argparse.Namespace, outcome: Outcome) -> dict[str, Any]:
         "silence": list(outcome.silence),
         "info": outcome.info.as_dict() if outcome.info else None,
         **outcome.report.as_dict(),
+        "tx_timestamps": asdict(outcome.sent_at) if outcome.sent_at else None,
         "capture": asdict(outcome.captured) if outcome.captured else None,
         "audit": outcome.proof.as_dict(),
     }

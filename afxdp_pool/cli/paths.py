@@ -24,6 +24,7 @@ from afxdp_pool.cli.meter import Meter
 from afxdp_pool.cli.notices import Notices
 from afxdp_pool.cli.output import Captured, Outcome, Proof, document, sentence, summary
 from afxdp_pool.cli.silence import silence
+from afxdp_pool.cli.stamps import SendTimes, Stamps
 from afxdp_pool.cli.views import View, choose_view
 from afxdp_pool.errors import ConfigError
 
@@ -74,16 +75,19 @@ class Signals:
 class Worker:
     """The thread a forwarder runs in. `done` is set when the loop has ended, well or not."""
 
-    def __init__(self, forwarder: ap.Runner, duration: float | None) -> None:
+    def __init__(
+        self, forwarder: ap.Runner, duration: float | None, on_tick: Callable[[ap.Runner], None] | None = None
+    ) -> None:
         self.forwarder = forwarder
         self.done = threading.Event()
         self.failure: BaseException | None = None
         self._duration = duration
+        self._on_tick = on_tick
         self._thread = threading.Thread(target=self._work, name="afxdp-pool worker")
 
     def _work(self) -> None:
         try:
-            self.forwarder.run(self._duration)
+            self.forwarder.run(self._duration, on_tick=self._on_tick)
         except BaseException as error:  # told by the main thread
             self.failure = error
         finally:
@@ -226,14 +230,16 @@ def run(args: argparse.Namespace) -> int:
                 with open_metrics(args, forwarder) or nullcontext() as metrics:
                     capture = open_capture(args, forwarder)
                     view.beside = _beside(metrics, capture)
+                    stamps = Stamps.of(args, forwarder)
                     try:
                         if args.user:
                             _drop_privileges(args, forwarder)
-                        error = _watch(args, forwarder, view, signals)
+                        error = _watch(args, forwarder, view, signals, stamps)
                     finally:
                         signals.stops(None)
                         failed = _end(capture.close) if capture else None
                 report, info = forwarder.snapshot(), forwarder.info()
+                sent_at = _last(stamps)
                 why_silent = () if error else silence(args, report)
                 proof = prove(forwarder, may_keep=args.command == "handle")
             failed = failed or (_end(pictures.draw) if pictures else None)
@@ -243,15 +249,33 @@ def run(args: argparse.Namespace) -> int:
         said = sentence(error, args.interface) if error else None
         captured = Captured.of(capture) if capture else None
         outcome = Outcome(
-            report, proof, _reason(args, report, signals, error), said, tuple(notices.all), captured, info, why_silent
+            report,
+            proof,
+            _reason(args, report, signals, error),
+            said,
+            tuple(notices.all),
+            captured,
+            info,
+            why_silent,
+            sent_at,
         )
         return _finish(args, outcome, error)
 
 
-def _watch(args: argparse.Namespace, forwarder: ap.Runner, view: View, signals: Signals) -> BaseException | None:
+def _last(stamps: Stamps | None) -> SendTimes | None:
+    """What the timestamps came to, those of the end among them."""
+    if stamps is None:
+        return None
+    stamps.take()
+    return stamps.times()
+
+
+def _watch(
+    args: argparse.Namespace, forwarder: ap.Runner, view: View, signals: Signals, stamps: Stamps | None
+) -> BaseException | None:
     """Run and show until it ends. Returns what ended it, if that was an error."""
     meter = Meter()
-    with Worker(forwarder, args.duration) as worker:
+    with Worker(forwarder, args.duration, stamps.take if stamps else None) as worker:
         signals.stops(forwarder)
         try:
             with view.of(forwarder):

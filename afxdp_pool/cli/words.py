@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from afxdp_pool import Rule
-from afxdp_pool.config import RX_METADATA, RxMetadataName, check_rx_metadata
+from afxdp_pool.config import RX_METADATA, TX_METADATA, Name, RxMetadataName, TxMetadataName
 from afxdp_pool.errors import ConfigError
 from afxdp_pool.routes import mac
 
@@ -196,10 +196,19 @@ def cpu_list(text: str) -> tuple[int, ...]:
 
 def metadata_names(text: str) -> tuple[RxMetadataName, ...]:
     """Kinds of metadata from ``"hash,arrival"``."""
-    try:
-        return check_rx_metadata([name.strip() for name in text.split(",")])
-    except ConfigError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write some of {','.join(RX_METADATA)}") from None
+    return _names(text, RX_METADATA)
+
+
+def request_names(text: str) -> tuple[TxMetadataName, ...]:
+    """What is asked of a device, from ``"checksum,timestamp"``."""
+    return _names(text, TX_METADATA)
+
+
+def _names(text: str, known: tuple[Name, ...]) -> tuple[Name, ...]:
+    asked = {name.strip() for name in text.split(",")}
+    if not asked <= set(known):
+        raise argparse.ArgumentTypeError(f"{text!r}: write some of {','.join(known)}")
+    return tuple(name for name in known if name in asked)
 
 
 def worker_count(text: str) -> int | Literal["queues"]:

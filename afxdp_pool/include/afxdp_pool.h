@@ -79,6 +79,34 @@ static inline struct afp_rx_metadata afp_rx_metadata(const uint8_t *packet)
 }
 
 /*
+ * All frames of a packet that may lie in several, on ports that were opened with multi_buffer. What a handler gets is the first of
+ * them: `packet` and its `length`, or a descriptor, in whose options AFP_GOES_ON says that there are more.
+ */
+#define AFP_GOES_ON 1
+#define AFP_PARTS_ROOM 48 /* bytes before the packet where this lies, in front of what is known of it */
+
+struct afp_parts {
+	const struct afp_desc *frames; /* [count] as they were received, the first among them; good for the call */
+	uint32_t count;
+	uint32_t length; /* of the whole packet */
+};
+
+/* Those of a packet as a handler gets it. To be asked only of packets of a port with multi_buffer: of others it is any bytes. */
+static inline struct afp_parts afp_parts(const uint8_t *packet)
+{
+	struct afp_parts found;
+
+	__builtin_memcpy(&found, packet - AFP_PARTS_ROOM, sizeof(found));
+	return found;
+}
+
+/* Where frame `i` of these begins, 0 <= i < count; the packet is as above. It has frames[i].len bytes, which may be written to. */
+static inline uint8_t *afp_part(uint8_t *packet, struct afp_parts parts, uint32_t i)
+{
+	return packet + (int64_t)(parts.frames[i].addr - parts.frames[0].addr);
+}
+
+/*
  * What the device is asked to do for a packet, on ports that were opened with tx_metadata: as the kernel has it (struct
  * xsk_tx_metadata in linux/if_xdp.h). The checksum's field has to hold the sum of the pseudo-header then, not inverted.
  */

@@ -29,7 +29,10 @@ def udp_only(batch: ap.Batch) -> Verdicts:
 def one_packet(packet: npt.NDArray[np.uint8]) -> int:
     """What a compiled handler may do."""
     known: ap.RxKnown = ap.rx_known(packet)
-    return ap.DROP if known.has_vlan else ap.TX
+    parts: ap.PacketParts = ap.packet_parts(packet)
+    last: int = ap.packet_part(packet, parts.count - 1)[-1]
+    print(parts.size)  # mistake: PacketParts has length
+    return ap.DROP if known.has_vlan or last else ap.TX
 
 
 def longest(batch: ap.Batch) -> bytes:

@@ -33,9 +33,10 @@ from afxdp_pool import (
     PortStats,
     Report,
     Rule,
+    TxStamps,
 )
 from afxdp_pool import __version__ as version
-from afxdp_pool.cli import arguments, doctor, doctor_machine, drawing, main, output, paths, traffic, words
+from afxdp_pool.cli import arguments, doctor, doctor_machine, drawing, main, output, paths, stamps, traffic, words
 from afxdp_pool.cli.finding import Finding
 from afxdp_pool.cli.meter import Meter, Rate, losses
 from afxdp_pool.cli.notices import Notices
@@ -118,6 +119,8 @@ def test_no_numbers(text: str) -> None:
         "forward -i a -o b --set-dst 1:2",
         "tx -i a --rate fast",
         "tx -i a --count 1.5",
+        "tx -i a --tx-metadata crc",
+        "drop -i a --tx-metadata checksum",
         "tx -i a --dst-ip 1.2.3",
         "tx -i a --generic",
     ],
@@ -410,6 +413,41 @@ def test_packets_of_several_frames_are_packets_and_their_frames_are_said() -> No
         assert re.search(rf"{name} +{moved} packets .* in {frames} frames$", text, re.MULTILINE)
     assert "frames\n" not in "\n".join(output.summary(args, output.Outcome(plain, proof, "SIGINT")))
     assert str(long) == "10.0 s: received 100, sent 100, completed 99, 10 pps"
+
+
+class Answers:
+    """A port whose packets are sent, each `wait` ns after it was handed over."""
+
+    def __init__(self, mode: str = "copy") -> None:
+        self.mode, self.lost, self.next = mode, 0, np.empty(0)
+
+    def take_timestamps(self, n: int) -> TxStamps:
+        numbers = np.arange(len(self.next), dtype=np.uint64) + np.uint64(1 << 60)
+        return TxStamps(numbers, numbers + self.next.astype(np.uint64), self.lost)
+
+
+def test_what_timestamps_come_to_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stamps, "MOST", 500)
+    port = Answers()
+    taking = stamps.Stamps(port)  # type: ignore[arg-type]
+    assert str(taking.times()) == "0 packets told when they were sent, by the kernel's clock"
+    waits = np.arange(10_000) * 1000
+    for start in range(0, 10_000, 77):
+        port.next = waits[start : start + 77]
+        taking.take()
+    port.next, port.lost = np.array([99_000_000]), 3
+    taking.take()
+    times = taking.times()
+    assert (times.taken, times.lost, times.longest_us) == (10_001, 3, 99_000)
+    assert times.p50_us == pytest.approx(5000, rel=0.02)
+    assert times.p99_us == pytest.approx(9900, rel=0.02)
+    assert re.fullmatch(
+        r"10,001 packets told .* by the kernel's clock, 3 more .*; after 5.* ms \(p50\), 9.*p99\), 99 ms at most",
+        str(times),
+    )
+    device = stamps.Stamps(Answers("zero-copy"))  # type: ignore[arg-type]
+    device.take()
+    assert device.times() == stamps.SendTimes(0, 0, "device")
 
 
 def test_a_drop_does_not_speak_of_sending() -> None:

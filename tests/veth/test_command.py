@@ -227,12 +227,31 @@ def test_tx_sends_packets_longer_than_a_frame(lab: Lab, more: list[str]) -> None
     assert port["stats"]["tx_parts"] == port["stats"]["tx_completed_parts"] == count * (frames - 1)
 
 
+@pytest.mark.parametrize("size", [64, 9000])
+def test_tx_asks_the_device_and_sums_up_its_timestamps(lab: Lab, size: int) -> None:
+    """The lab's links leave checksums to the kernel, which computes them for the socket."""
+    pair, count = lab.veth("a", mtu=9000), 300
+    with protocol_socket(pair.far, 0x0800) as wire:
+        words = ["--rate", "2k", "--count", str(count), "--size", str(size), "--json"]
+        ended = call("tx", *place(pair.near), *words, "--tx-metadata", "checksum,timestamp")
+        document = proven(ended.stdout)
+        seen = [packets.parse(wire.recv(1 << 16)) for _ in range(count)]
+    assert seen == [packets.TestPacket(0, number, size) for number in range(count)]
+    assert document["info"]["ports"][0]["tx_metadata"] == ["checksum", "timestamp"]
+    times = document["tx_timestamps"]
+    assert (0 < times["taken"] <= count, times["lost"], times["clock"]) == (True, 0, "kernel")
+    assert 0 < times["p50_us"] <= times["p99_us"] <= times["longest_us"]
+    assert f"  {times['taken']:,} packets told when they were sent, by the kernel's clock; after " in ended.stderr
+
+
 def test_tx_refuses_what_the_link_cannot_send(lab: Lab) -> None:
     pair = lab.veth("a", mtu=9000)
     for words, says in (
         (["--size", "9019"], "too long for an MTU of 9000"),
         (["--size", "9000", "--transmit", "live"], "cannot go live"),
         (["--size", "9000", "--ring-size", "16"], "no room for one packet"),
+        (["--size", "9000", "--tx-metadata", "software_checksum"], "first frame alone"),
+        (["--tx-metadata", "launch_time"], "sends at no time that it is told"),
     ):
         ended = call("tx", *place(pair.near), "--count", "1", *words)
         assert (ended.returncode, says in ended.stderr) == (1, True), ended.stderr
