@@ -291,7 +291,46 @@ static void a_packet_waits_for_its_end_and_for_room(struct afp_table *t)
 	CHECK_EQ(afp_pool_destroy(p), 0);
 }
 
+static void machine_code_is_shown_every_frame(struct afp_table *t)
+{
+	struct afp_pool *p = afp_pool_create(t, 64, 0);
+	struct afp_port *port = multi_port(t, p);
+	struct afp_desc d[16];
+	const uint32_t start[] = {0, 3, 4, 6};
+	struct afp_parts parts;
+	uint64_t addr;
+	uint8_t before;
+
+	CHECK_EQ(afp_port_fill(port, 16), 16);
+	deliver(t, port, 3, 10);
+	deliver(t, port, 1, 20);
+	deliver(t, port, 2, 30);
+	CHECK_EQ(afp_port_receive(port, d, 16), 6);
+	afp_show_parts(t, d, start, 3);
+	for (uint32_t i = 0; i < 3; i++) {
+		uint8_t *packet = t->area + d[start[i]].addr;
+
+		parts = afp_parts(packet);
+		CHECK_EQ(parts.count, start[i + 1] - start[i]);
+		CHECK_EQ(parts.length, parts.count == 3 ? 303 : parts.count == 2 ? 201 : 100);
+		for (uint32_t j = 0; j < parts.count; j++)
+			CHECK_EQ(afp_part(packet, parts, j)[parts.frames[j].len - 1], 10 * (i + 1) + j);
+	}
+	/* No frame's, and of a packet that begins too near to its frame's start: nothing is written. */
+	d[3].addr = d[3].addr - 256 + AFP_PARTS_ROOM - 1;
+	addr = d[4].addr;
+	d[4].addr = t->size + 256;
+	before = t->area[d[3].addr - AFP_PARTS_ROOM + 1];
+	afp_show_parts(t, d, start, 3);
+	CHECK_EQ(t->area[d[3].addr - AFP_PARTS_ROOM + 1], before);
+	d[4].addr = addr;
+	CHECK_EQ(put(t, d, 6), 6);
+	afp_port_free(port);
+	CHECK_EQ(afp_pool_destroy(p), 0);
+}
+
 static const struct test tests[] = {
+	{"machine_code_is_shown_every_frame", machine_code_is_shown_every_frame, 0},
 	{"a_packet_waits_for_its_end_and_for_room", a_packet_waits_for_its_end_and_for_room, 0},
 	{"forwarded_whole_at_any_size_and_room", forwarded_whole_at_any_size_and_room, 0},
 	{"refused_packets_lend_nothing", refused_packets_lend_nothing, 0},

@@ -1,4 +1,4 @@
-"""Handlers in machine code and packets of several frames: the whole packet is theirs, on ports that have such packets."""
+"""Handlers in machine code and packets of several frames: where ports have such packets, the whole packet is theirs."""
 
 from __future__ import annotations
 
