@@ -7,6 +7,7 @@ afp_parts in ``afxdp_pool.h``). It owns nothing: what is told is good for the ca
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ class PacketParts(NamedTuple):
     """All of a packet: its bytes, and in how many frames they are."""
 
     length: int
-    count: int
+    frames: int
 
 
 def packet_parts(packet: Any) -> PacketParts:
@@ -58,12 +59,14 @@ def _words(packet: Any) -> tuple[int, int]:
 
 def teach() -> None:
     """Tell numba of these functions."""
-    import numba
-    from numba.core import cgutils, types
+    from numba.core import cgutils
     from numba.extending import intrinsic, overload
 
+    numba: Any = import_module("numba")
+    types = numba.types
+
     @intrinsic
-    def word(_context: Any, address: Any) -> Any:
+    def load_word(_context: Any, address: Any) -> Any:
         """The 64-bit number at that address."""
 
         def load(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -72,7 +75,7 @@ def teach() -> None:
         return types.int64(types.int64), load
 
     @intrinsic
-    def octets(_context: Any, address: Any) -> Any:
+    def to_pointer(_context: Any, address: Any) -> Any:
         """That address as a pointer."""
 
         def point(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -80,6 +83,9 @@ def teach() -> None:
 
         return types.CPointer(types.uint8)(types.int64), point
 
+    # As numba sees them: without the context.
+    word: Any = load_word
+    octets: Any = to_pointer
     carray = numba.carray
 
     def parts(packet: Any) -> Callable[[Any], PacketParts]:

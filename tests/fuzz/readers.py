@@ -136,7 +136,6 @@ READERS: tuple[Callable[[bytes], None], ...] = (
     word(words.queue),
     word(words.ring_size),
     word(words.metadata_names),
-    word(words.request_names),
     word(words.worker_count),
     word(steer.flow_rule),
     netlink_answer,

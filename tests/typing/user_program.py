@@ -30,7 +30,7 @@ def one_packet(packet: npt.NDArray[np.uint8]) -> int:
     """What a compiled handler may do."""
     known: ap.RxKnown = ap.rx_known(packet)
     parts: ap.PacketParts = ap.packet_parts(packet)
-    last: int = ap.packet_part(packet, parts.count - 1)[-1]
+    last: int = ap.packet_part(packet, parts.frames - 1)[-1]
     print(parts.size)  # mistake: PacketParts has length
     return ap.DROP if known.has_vlan or last else ap.TX
 

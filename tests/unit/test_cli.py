@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -419,7 +420,8 @@ class Answers:
     """A port whose packets are sent, each `wait` ns after it was handed over."""
 
     def __init__(self, mode: str = "copy") -> None:
-        self.mode, self.lost, self.next = mode, 0, np.empty(0)
+        self.mode, self.lost = mode, 0
+        self.next: npt.NDArray[Any] = np.empty(0)
 
     def take_timestamps(self, n: int) -> TxStamps:
         numbers = np.arange(len(self.next), dtype=np.uint64) + np.uint64(1 << 60)

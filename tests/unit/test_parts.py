@@ -73,15 +73,15 @@ def no_waiting_for_a_kernel_that_is_this_thread() -> Iterator[None]:
 def numba_each(packet: Any, length: int, port: int, user: Any) -> int:
     parts = ap.packet_parts(packet)
     total = 0
-    for index in range(parts.count):
+    for index in range(parts.frames):
         part = ap.packet_part(packet, index)
         total += part.sum()
         user[3] -= len(part)
     user[0] += 1
     user[1] += parts.length
-    user[2] += parts.count
+    user[2] += parts.frames
     user[3] += parts.length
-    ap.packet_part(packet, parts.count - 1)[-1] = total % 256
+    ap.packet_part(packet, parts.frames - 1)[-1] = total % 256
     return ap.FORWARD(1)
 
 
@@ -91,13 +91,13 @@ def numba_batch(descs: Any, umem: Any, verdicts: Any, port: int, user: Any) -> N
         packet = umem[start : start + descs[at].len]
         parts = ap.packet_parts(packet)
         total = 0
-        for index in range(parts.count):
+        for index in range(parts.frames):
             total += ap.packet_part(packet, index).sum()
         user[0] += 1
         user[1] += parts.length
-        user[2] += parts.count
-        user[3] += (parts.count > 1) != (descs[at].options & 1)
-        ap.packet_part(packet, parts.count - 1)[-1] = total % 256
+        user[2] += parts.frames
+        user[3] += (parts.frames > 1) != (descs[at].options & 1)
+        ap.packet_part(packet, parts.frames - 1)[-1] = total % 256
         verdicts[at] = ap.FORWARD(1)
 
 
