@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from afxdp_pool._native import ffi, lib
-from afxdp_pool.bpf import BpfMap, BpfObject, failure, library_log, program_by_id, program_info
+from afxdp_pool.bpf import BpfMap, BpfObject, failure, library_log
 from afxdp_pool.errors import AfXdpError, PrivilegeError
+from afxdp_pool.loaded import program_by_id, program_info
 
 _OWNER = struct.Struct("=QQII")
 _MAGIC = int.from_bytes(b"afxdpool", "little")

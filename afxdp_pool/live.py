@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from afxdp_pool import netdev as netdevs
 from afxdp_pool._native import ffi, lib
-from afxdp_pool.bpf import BpfObject, failure, run
+from afxdp_pool.bpf import BpfObject, failure
 from afxdp_pool.errors import AfXdpError, ModeUnsupportedError, PrivilegeError
+from afxdp_pool.loaded import run
 from afxdp_pool.memory import BpfMemory
 from afxdp_pool.resident import Resident
 from afxdp_pool.stats import LiveStats, live_stats

@@ -23,7 +23,7 @@ from typing import Literal
 
 from afxdp_pool import hook as xdp
 from afxdp_pool import metadata, netdev
-from afxdp_pool.bpf import BpfMap, BpfObject, program_info
+from afxdp_pool.bpf import BpfMap, BpfObject
 from afxdp_pool.config import RxMetadataName, check_rx_metadata
 from afxdp_pool.errors import (
     AfXdpError,
@@ -37,6 +37,7 @@ from afxdp_pool.errors import (
     QueueRangeError,
 )
 from afxdp_pool.filters import MAX_RULES, RULES_SIZE, Rule, pack_rules
+from afxdp_pool.loaded import program_info
 from afxdp_pool.single import Single
 
 __all__ = ["MAX_RULES", "ProgramCounters", "Rule", "XdpProgram"]

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import afxdp_pool as ap
-from afxdp_pool.bpf import program_by_id
 from afxdp_pool.config import RX_METADATA
+from afxdp_pool.loaded import program_by_id
 from afxdp_pool.testing import FakeKernel, packets
 from afxdp_pool.testing.lab import Lab, VethPair
 from afxdp_pool.testing.source import addresses_of

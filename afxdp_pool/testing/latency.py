@@ -24,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from afxdp_pool._native import lib
-from afxdp_pool.bpf import BpfObject, run
+from afxdp_pool.bpf import BpfObject
 from afxdp_pool.errors import AfXdpError, ConfigError
+from afxdp_pool.loaded import run
 from afxdp_pool.netdev import in_netns
 from afxdp_pool.resident import Resident
 from afxdp_pool.testing import packets

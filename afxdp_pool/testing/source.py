@@ -23,8 +23,9 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
-from afxdp_pool.bpf import BpfObject, run
+from afxdp_pool.bpf import BpfObject
 from afxdp_pool.errors import AfXdpError, ConfigError, LabError
+from afxdp_pool.loaded import run
 from afxdp_pool.netdev import in_netns
 from afxdp_pool.resident import Resident
 from afxdp_pool.testing import packets

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from afxdp_pool import DESC, Batch
-from afxdp_pool.bpf import BpfObject, run
+from afxdp_pool.bpf import BpfObject
 from afxdp_pool.errors import ConfigError, PrivilegeError
 from afxdp_pool.filters import KEY_SIZE, MAX_RULES, RULES_SIZE, Rule, pack_rules
+from afxdp_pool.loaded import run
 from afxdp_pool.matching import matching
 from afxdp_pool.program import write_rules
 from afxdp_pool.testing.machine import capabilities

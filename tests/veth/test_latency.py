@@ -177,7 +177,7 @@ def test_it_sends_until_the_time_is_over(probe: LatencyProbe) -> None:
 
 def test_packets_are_good_test_packets(pair: VethPair) -> None:
     """Checksum and all, with a stamp in the place of the number."""
-    from afxdp_pool.bpf import run
+    from afxdp_pool.loaded import run
 
     with LatencyProbe(pair.far, pair.near, size=200) as probe:
         probe._begin(0, 1, 1)

@@ -16,7 +16,7 @@ import pytest
 
 from afxdp_pool import hook as xdp
 from afxdp_pool._native import lib as native
-from afxdp_pool.bpf import BpfObject, run
+from afxdp_pool.bpf import BpfObject
 from afxdp_pool.cleaning import clean
 from afxdp_pool.errors import (
     AfXdpError,
@@ -26,6 +26,7 @@ from afxdp_pool.errors import (
     ProgramBusyError,
     QueueRangeError,
 )
+from afxdp_pool.loaded import run
 from afxdp_pool.netdev import in_netns
 from afxdp_pool.program import ProgramCounters, Rule, XdpProgram
 from afxdp_pool.testing import Lab

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from afxdp_pool.bpf import run
 from afxdp_pool.errors import ConfigError, LabError, ModeUnsupportedError
+from afxdp_pool.loaded import run
 from afxdp_pool.netdev import in_netns
 from afxdp_pool.testing import Lab, Sink, SinkReport, Source, VethPair, packets
 from afxdp_pool.testing.sink import WINDOW
