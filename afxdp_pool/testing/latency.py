@@ -23,7 +23,6 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from afxdp_pool._native import lib
 from afxdp_pool.bpf import BpfObject
 from afxdp_pool.errors import AfXdpError, ConfigError
 from afxdp_pool.loaded import run
@@ -121,9 +120,7 @@ class LatencyProbe:
             self._state = self._object.map("probe_state")
             self._seen = self._object.map("probe_seen")
             self._program = self._object.program("latency_source")
-            with in_netns(target.netns):
-                sink = self._object.program("latency_sink")
-                self._attached = attach(sink, target.ifindex, lib.XDP_FLAGS_DRV_MODE, f"link {target.name}")
+            self._attached = attach(self._object.program("latency_sink"), target)
             self._resident = Resident(self._program)
         except BaseException:
             self.close()

@@ -18,9 +18,9 @@ from types import TracebackType
 
 import numpy as np
 
-from afxdp_pool._native import lib
-from afxdp_pool.bpf import BpfMap, BpfObject, failure
-from afxdp_pool.errors import ModeUnsupportedError
+from afxdp_pool.bpf import BpfMap, BpfObject
+from afxdp_pool.errors import AfXdpError, ModeUnsupportedError, PrivilegeError
+from afxdp_pool.hook import attach_link
 from afxdp_pool.netdev import in_netns
 from afxdp_pool.testing import packets
 from afxdp_pool.testing.lab import LabLink
@@ -105,8 +105,7 @@ class Sink:
             self._flow: BpfMap = self._object.map("sink_flow")
             self._window: BpfMap = self._object.map("sink_window")
             program = self._object.program("sink_verify" if verify else "sink_count")
-            with in_netns(link.netns):
-                self._attached = attach(program, link.ifindex, lib.XDP_FLAGS_DRV_MODE, f"link {link.name}")
+            self._attached = attach(program, link)
         except BaseException:
             self.close()
             raise
@@ -179,16 +178,22 @@ class Sink:
                 yield number, FlowReport(base, top - 1, unique, lost, duplicate, reordered, stale)
 
 
-def attach(program: int, ifindex: int, flags: int, subject: str) -> int:
-    """Attach an XDP program to an interface of this thread's namespace; returns the link's descriptor."""
-    lib.afp_bpf_log_start()
-    fd = int(lib.afp_xdp_link(program, ifindex, flags))
-    if fd < 0:
-        raise failure(
-            fd,
-            subject=subject,
-            doing="attaching the XDP program",
-            kind=ModeUnsupportedError,
-            hint="the link may have an XDP program already, fewer queues than its peer, or too large an MTU",
-        )
-    return fd
+def attach(program: int, link: LabLink) -> int:
+    """Attach an XDP program to a link in native mode; returns the descriptor of the attachment, which ends with it.
+
+    Raises:
+        ModeUnsupportedError: the driver refused, or has a program already. PrivilegeError: as `Sink`.
+    """
+    with in_netns(link.netns):
+        try:
+            return attach_link(program, link.ifindex, "native")
+        except PrivilegeError:
+            raise
+        except AfXdpError as error:
+            hint = "the link may have an XDP program already, fewer queues than its peer, or too large an MTU"
+            raise ModeUnsupportedError(
+                subject=f"link {link.name}",
+                doing="attaching the XDP program",
+                errno=error.errno,
+                hint=error.hint or hint,
+            ) from error

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 import afxdp_pool as ap
-from afxdp_pool._native import ffi, lib
+from afxdp_pool._native import ffi
 from afxdp_pool.errors import ConfigError, ModeUnsupportedError
-from afxdp_pool.netdev import in_netns
 from afxdp_pool.testing import Lab, LabLink, LatencyProbe, Sink, Source, VethPair, packets
 from afxdp_pool.testing.latency import bucket_edges
 from afxdp_pool.testing.sink import attach
@@ -49,12 +48,11 @@ def redirect_program(ifindex: int) -> int:
 
 def redirect(source: LabLink, target: LabLink) -> int:
     """Let the kernel forward from one link to another of the same namespace; returns the link's descriptor."""
-    with in_netns(source.netns):
-        program = redirect_program(target.ifindex)
-        try:
-            return attach(program, source.ifindex, lib.XDP_FLAGS_DRV_MODE, f"link {source.name}")
-        finally:
-            os.close(program)
+    program = redirect_program(target.ifindex)
+    try:
+        return attach(program, source)
+    finally:
+        os.close(program)
 
 
 @pytest.mark.skipif(not SYS_BPF, reason="knows no number of bpf(2) here")
