@@ -66,8 +66,9 @@ if TYPE_CHECKING:
     from afxdp_pool.memory import BpfMemory, SharedMemory
     from afxdp_pool.metadata import RxColumns, RxHashType, utc
     from afxdp_pool.netdev import Netdev, RxMetadata, XdpFeature, XdpFeatures, XskFeature
+    from afxdp_pool.options import Options
     from afxdp_pool.parts import PacketParts, packet_part, packet_parts
-    from afxdp_pool.paths import Options, drop, forward, handle, reflect, transmit
+    from afxdp_pool.paths import drop, forward, handle, reflect, transmit
     from afxdp_pool.pool import FramePool
     from afxdp_pool.port import Port
     from afxdp_pool.program import XdpProgram
@@ -114,8 +115,9 @@ else:
         "memory": "BpfMemory SharedMemory",
         "metadata": "RxColumns RxHashType utc",
         "netdev": "Netdev RxMetadata XdpFeature XdpFeatures XskFeature",
+        "options": "Options",
         "parts": "PacketParts packet_part packet_parts",
-        "paths": "Options drop forward handle reflect transmit",
+        "paths": "drop forward handle reflect transmit",
         "pool": "FramePool",
         "port": "Port",
         "program": "XdpProgram",
