@@ -23,6 +23,7 @@ SOURCES = (
     "fragment.c",
     "audit.c",
     "port.c",
+    "lend.c",
     "multi.c",
     "tap.c",
     "socket.c",

@@ -153,7 +153,7 @@ struct afp_turn {
 /* All that the rings need besides receiving and sending: completions taken, FILL topped up, what is in TX kicked, the driver
  * woken if it asks, or if the port busy-polls. 0, AFP_WRONG_THREAD or AFP_CLOSED: then only FILL was left out. */
 int afp_port_recycle(struct afp_port *port, struct afp_turn *out);
-/* For multi.c and requests.c. One reference of the caller's goes to TX; and comes back, before the kernel has seen it. */
+/* One reference of the caller's goes to TX, whoever else has some; and comes back, before the kernel has seen it. */
 enum afp_reason afp_port_lend(struct afp_port *port, const struct afp_desc *desc);
 void afp_port_unlend(struct afp_port *port, const struct afp_desc *desc);
 /* The next n entries of the TX ring, filled in for these, are the kernel's. n. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The reference protocol (table.h, put.c, port.c): one life of one frame, three threads that have references to it.
+ * The reference protocol (table.h, put.c, port.c, lend.c): one life of one frame, three threads that have references to it.
  *
  * The owner thread and the sender each have a port; the third thread is the application's. Each takes more references,
  * puts them, and lends them to its port's TX ring, from which they come back. With several references the word is changed

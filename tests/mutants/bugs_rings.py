@@ -1,4 +1,4 @@
-"""Bugs of the ports and their rings: port.c, multi.c, live.c."""
+"""Bugs of the ports and their rings: port.c, lend.c, multi.c, live.c."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ BUGS = (
     c(
         "clone-counted-when-the-exchange-failed",
         "reference count",
-        "port",
+        "lend",
         "\t\t\treturn AFP_OK;\n\t\tport->sent_clones[frame]--;\n",
         "\t\t\treturn AFP_OK;\n",
         "test_threads:tsan",
@@ -155,7 +155,7 @@ BUGS = (
     c(
         "too-many-clones",
         "reference count",
-        "port",
+        "lend",
         "if (!port->sent_clones || port->sent_clones[frame] == UINT8_MAX)",
         "if (!port->sent_clones)",
         "test_port",
@@ -163,7 +163,7 @@ BUGS = (
     c(
         "returned-while-sent",
         "reference count",
-        "port",
+        "lend",
         "word_refs(w) <= word_tx(w) ||",
         "word_refs(w) < word_tx(w) ||",
         "test_port",
@@ -171,7 +171,7 @@ BUGS = (
     c(
         "fragment-sent-twice",
         "fragments",
-        "port",
+        "lend",
         "if (!afp_take_fragment(t, frame, desc->addr))\n\t\t\t\treturn AFP_NOT_HELD;",
         "(void)afp_take_fragment(t, frame, desc->addr);",
         "test_fragments",
@@ -253,7 +253,7 @@ BUGS = (
     c(
         "lent-clone-counted-on",
         "several frames",
-        "port",
+        "lend",
         "\tport->sent_clones[frame]--;\n\tif (w & AFP_FRAGMENTED)",
         "\tif (w & AFP_FRAGMENTED)",
         "test_multi",
