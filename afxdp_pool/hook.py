@@ -129,7 +129,7 @@ def look(ifindex: int) -> Hook:
     lib.afp_bpf_log_start()
     failed = lib.afp_xdp_query(ifindex, seen)
     if failed == -errno.ENODEV:
-        return Hook(ifindex, "", None)  # a device that is gone; libbpf before 1.5 says nothing of it
+        return Hook(ifindex, "", None)  # a device that is gone; libbpf before 1.2 says nothing of it
     if failed < 0:
         raise failure(failed, subject=f"interface {ifindex}", doing="asking for its XDP program")
     for mode, program_id in (

@@ -114,7 +114,7 @@ def demo(a: VethPair, b: VethPair) -> None:
     packet = syn("198.51.100.66", b.far.ipv4, b.far.mac)
     options = ap.Options(netns=a.far.netns)
     connected = 0
-    with server, ap.transmit(a.far.name, [packet], count=20_000, rate=40_000, options=options) as flood:
+    with server, ap.transmit(a.far.name, [packet], count=20_000, rate=10_000, options=options) as flood:
         flood.start()
         with in_netns(a.far.netns):
             for _ in range(10):

@@ -33,6 +33,7 @@ mount --bind "$work" "$root/mnt"
 mount -t proc proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
 mount -t bpf bpf "$root/sys/fs/bpf"
+mount --rbind /sys/fs/cgroup "$root/sys/fs/cgroup"
 mount -t tmpfs tmpfs "$root/run"
 mount -t tmpfs tmpfs "$root/tmp"
 mount -t tmpfs tmpfs "$root/dev"
@@ -44,7 +45,12 @@ ln -s /proc/self/fd "$root/dev/fd"
 for node in null zero full random urandom tty net/tun; do
 	[ ! -e "/dev/$node" ] || { : > "$root/dev/$node"; mount --bind "/dev/$node" "$root/dev/$node"; }
 done
-exec chroot "$root" "$@"
+cd "$root"
+# Not chroot: who enters this mount namespace later would find himself in the machine's own root.
+pivot_root . .
+umount -l .
+cd /
+exec "$@"
 """
 
 
@@ -142,7 +148,7 @@ def _enter(root: Path, work: Path, mode: str, *command: str) -> str:
 
 def _run(*command: str | Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
-    assert done.returncode == 0, f"{command[0]}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+    assert done.returncode == 0, f"{command[0]}: {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
     return done.stdout
 
 

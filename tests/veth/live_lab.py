@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -175,15 +176,25 @@ def threaded(link: LabLink, on: bool = True) -> None:
         subprocess.run([sys.executable, "-c", script], check=True, timeout=20)
 
 
-def live_programs() -> int:
-    """Programs of live transmitters that the kernel has, of any process."""
-    found, at = 0, ffi.new("uint32_t *")
+def programs_of(pid: int) -> set[int]:
+    """The ids of the BPF programs that a process has open."""
+    found = set()
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with suppress(OSError):  # closed by now
+            found |= {int(number) for number in re.findall(r"^prog_id:\s*(\d+)", path.read_text(), re.MULTILINE)}
+    return found
+
+
+def live_programs() -> set[int]:
+    """The ids of the live transmitters' programs that the kernel has, of any process."""
+    found, at = set(), ffi.new("uint32_t *")
     info = ffi.new("struct afp_prog_info *")
     while lib.bpf_prog_get_next_id(at[0], at) == 0:
         fd = lib.bpf_prog_get_fd_by_id(at[0])
         if fd < 0:
             continue
-        if lib.afp_prog_info(fd, info) == 0:
-            found += ffi.string(info.name).startswith((b"live_transmit", b"live_xmit", b"live_pool"))
+        ours = (b"live_transmit", b"live_xmit", b"live_pool")
+        if lib.afp_prog_info(fd, info) == 0 and ffi.string(info.name).startswith(ours):
+            found.add(int(info.id))
         os.close(fd)
     return found

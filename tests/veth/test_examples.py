@@ -14,8 +14,8 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 EXPECTED = {
     "01_drop.py": [
         "ping: 64 bytes from 198.18.0.1",
-        "received 100000",
-        "recycled directly: 100000",
+        "received 20000",
+        "recycled directly: 20000 of 20000",
         "left to the kernel: 1",
         "all accounted for",
     ],
@@ -141,6 +141,7 @@ def test_every_example_is_tested() -> None:
     assert sorted(path.name for path in EXAMPLES.glob("[0-9]*.py")) == sorted({name.split()[0] for name in EXPECTED})
 
 
+@pytest.mark.timeout(360)
 @pytest.mark.usefixtures("veth_machine")
 @pytest.mark.parametrize("command", sorted(EXPECTED))
 def test_example(command: str) -> None:
@@ -149,9 +150,12 @@ def test_example(command: str) -> None:
         pytest.importorskip(NEEDS_MODULE[name])
     if name in NEEDS_TOOL and not shutil.which(NEEDS_TOOL[name]):
         pytest.skip(f"needs {NEEDS_TOOL[name]}")
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, check=False, timeout=110
+        )
+        assert done.returncode == 0, done.stderr
+        if "too slow for" not in done.stdout:  # a busy machine; it says itself how many packets that cost
+            break
     for text in EXPECTED[command]:
         assert text in done.stdout, done.stdout
