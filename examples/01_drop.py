@@ -15,7 +15,7 @@ def demo(pair: VethPair) -> None:
     with Source(pair.far) as source:
         source.start(count=20_000, rate=20_000)
         print("ping:", common.ping(pair, "-c1", pair.near.ipv4))
-        source.wait(10)
+        source.wait(60)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class Place:
                     playing = other.submit(demo, *self.pairs)
                     if packets is None:
                         playing.add_done_callback(lambda _: runner.stop())
-                    report = runner.run(10 if packets else None, packets=packets, on_tick=on_tick)
+                    report = runner.run(60 if packets else None, packets=packets, on_tick=on_tick)
                     playing.result()
             else:
                 print(f"running on {', '.join(self.names)}; Ctrl-C ends it", flush=True)
