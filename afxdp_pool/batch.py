@@ -340,7 +340,10 @@ class Batch(calls.Descs, HeaderAccess, RequestAccess, Chained):
     def _header_fields(self) -> Fields:
         if self.umem is not None and self.umem.tracer is not None:
             self._look(0, self._count)  # it costs as much as a column: only for who looks for mistakes
-        return self._fields or self._make_fields()
+        fields = self._fields or self._make_fields()
+        if fields.chain is not self._chain:
+            fields.show(self._chain)
+        return fields
 
     def _make_fields(self) -> Fields:
         if self.data.dtype != np.uint8 or not self.data.flags.c_contiguous or not self.data.flags.writeable:

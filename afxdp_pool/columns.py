@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from afxdp_pool._native import ffi, lib
+from afxdp_pool.chain import Chain
 from afxdp_pool.errors import ConfigError
 
 #: Bytes from a packet's start that a field may begin at: more than any packet has.
@@ -151,10 +152,11 @@ class Fields:
     What `Batch` does with header fields is done here and in `afxdp_pool.headers`; the docstrings there say what.
 
     Attributes:
-        n: of packets. packets: ``struct afp_packets *`` of them. own: what was cut, by what it is.
+        n: of packets. packets: ``struct afp_packets *`` of them. own: what was cut, by what it is. chain: where packets
+            of several frames are among them, as they were when it was last asked; see `show`.
     """
 
-    __slots__ = ("_pointer", "_tuple", "columns", "n", "own", "packets")
+    __slots__ = ("_chained", "_pointer", "_tuple", "chain", "columns", "n", "own", "packets")
 
     def __init__(self, columns: Columns, pointer: Any, n: int) -> None:
         self.columns = columns
@@ -163,6 +165,17 @@ class Fields:
         self.packets = columns.packets(pointer, n)
         self.own: dict[Any, Any] = {}
         self._tuple: FiveTuple | None = None
+        self.chain: Chain | None = None
+        self._chained: Any = None
+
+    def show(self, chain: Chain | None) -> None:
+        """Which frames the packets have from now on: C sees those of a chain beside the first of each."""
+        frames = starts = ffi.NULL
+        if chain is not None:
+            frames = ffi.from_buffer("struct afp_desc[]", np.ascontiguousarray(chain.frames))
+            starts = ffi.from_buffer("int64_t[]", chain.starts)
+        self.packets.frames, self.packets.starts = frames, starts
+        self.chain, self._chained = chain, (frames, starts)
 
     def load(self, offset: int, dtype: npt.DTypeLike, base: Any, out: Any) -> npt.NDArray[Any]:
         """See `Batch.load`."""

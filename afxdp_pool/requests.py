@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from afxdp_pool._native import ffi, lib
-from afxdp_pool.chain import Chain
 from afxdp_pool.columns import Fields
 from afxdp_pool.config import PortConfig
 from afxdp_pool.errors import ConfigError, InvalidDescriptorError, MetadataUnsupportedError
@@ -62,7 +61,6 @@ class RequestAccess:
     __slots__ = ()
 
     umem: Umem | None
-    _chain: Chain | None
     _descs: npt.NDArray[Any]
 
     def _header_fields(self) -> Fields:
@@ -107,11 +105,7 @@ class RequestAccess:
             given, pointer = fields.scratch("asked values", "u8")
             given[:] = values
         done, out = fields.scratch(("asked", what), "?")
-        lengths = ffi.NULL
-        if self._chain is not None:
-            self._chain.sync(self._descs)
-            lengths = ffi.from_buffer("int64_t[]", self._chain.lengths)
-        lib.afp_tx_ask(self.umem.table, fields.packets, what, pointer, lengths, fields.mask(where), out)
+        lib.afp_tx_ask(self.umem.table, fields.packets, what, pointer, fields.mask(where), out)
         self._descs["options"] |= done * np.uint16(lib.AFP_TX_OPTION)
         return done  # type: ignore[no-any-return]
 

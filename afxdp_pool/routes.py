@@ -191,10 +191,17 @@ def _ask_for_checksums(requests: Any, data: Any, template: Template, room: int) 
     """
     at = 0
     for request, packet in zip(requests, template.packets, strict=True):
-        desc = ffi.new("struct afp_desc *", {"addr": at, "len": min(len(packet), room)})
-        packets = ffi.new("struct afp_packets *", {"descs": desc, "area": data, "size": len(data), "n": 1})
+        here = min(len(packet), room)
+        frames = ffi.new(
+            "struct afp_desc[2]", [{"addr": at, "len": here}, {"addr": at + here, "len": len(packet) - here}]
+        )
+        starts = ffi.new("int64_t[2]", [0, 1 + (here < len(packet))])
+        packets = ffi.new(
+            "struct afp_packets *",
+            {"descs": frames, "area": data, "size": len(data), "n": 1, "frames": frames, "starts": starts},
+        )
         start, offset = ffi.new("uint16_t *"), ffi.new("uint16_t *")
-        if lib.afp_checksum_begin(packets, 0, len(packet), start, offset):
+        if lib.afp_checksum_begin(packets, 0, start, offset):
             request.flags = lib.AFP_ASK_CHECKSUM
             request.checksum_start, request.checksum_offset = start[0], offset[0]
         at += len(packet)

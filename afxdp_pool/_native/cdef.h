@@ -227,7 +227,7 @@ void afp_pool_set_hook(struct afp_pool *p, afp_pool_hook hook, void *user);
 extern "Python" void afp_python_hook(void *user, int event, const uint32_t *frames, uint32_t n);
 
 /* fields.h */
-struct afp_packets { const struct afp_desc *descs; uint8_t *area; uint64_t size; uint32_t n; };
+struct afp_packets { const struct afp_desc *descs; uint8_t *area; uint64_t size; uint32_t n; const struct afp_desc *frames; const int64_t *starts; };
 struct afp_five_tuple {
 	uint32_t *src, *dst;
 	uint64_t *src6, *dst6;
@@ -260,7 +260,7 @@ void afp_rx_columns(const struct afp_table *t, const struct afp_desc *descs, uin
 #define AFP_TX_OPTION ...
 enum afp_request { AFP_ASK_TIMESTAMP, AFP_ASK_CHECKSUM, AFP_ASK_LAUNCH, ... };
 struct afp_stamp { uint64_t number, timestamp; };
-void afp_tx_ask(const struct afp_table *t, const struct afp_packets *p, enum afp_request what, const uint64_t *values, const int64_t *lengths, const uint8_t *where, uint8_t *done);
+void afp_tx_ask(const struct afp_table *t, const struct afp_packets *p, enum afp_request what, const uint64_t *values, const uint8_t *where, uint8_t *done);
 int afp_port_want_requests(struct afp_port *port, bool stamps);
 uint32_t afp_port_take_stamps(struct afp_port *port, struct afp_stamp *out, uint32_t n, uint64_t *lost);
 
@@ -272,7 +272,7 @@ void afp_header_find(const struct afp_packets *p, enum afp_header kind, uint32_t
 int64_t afp_header_of(const struct afp_packets *p, uint32_t i, enum afp_header kind);
 void afp_header_load(const struct afp_packets *p, enum afp_header kind, uint32_t offset, uint32_t width, void *out);
 uint32_t afp_header_store(const struct afp_packets *p, enum afp_header kind, uint32_t offset, uint32_t width, const void *values, const uint8_t *where);
-bool afp_checksum_begin(const struct afp_packets *p, uint32_t i, uint32_t length, uint16_t *start, uint16_t *offset);
+bool afp_checksum_begin(const struct afp_packets *p, uint32_t i, uint16_t *start, uint16_t *offset);
 uint32_t afp_checksum_fill(const struct afp_packets *p, uint32_t kinds, const uint8_t *where);
 void afp_checksum_verify(const struct afp_packets *p, uint32_t kinds, uint8_t *good);
 uint32_t afp_decrement_ttl(const struct afp_packets *p, const uint8_t *where, uint8_t *expired);

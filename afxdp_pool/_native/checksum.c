@@ -12,6 +12,7 @@ struct covered {
 	uint8_t *at;
 	uint32_t size, check;
 	uint64_t pseudo; /* the sum of its pseudo-header */
+	uint32_t here;   /* of `size` the bytes that are in the packet's first frame */
 };
 
 /* The internet checksum's sum (RFC 1071) in 32-bit words of the machine's order, which is folded at the end. */
@@ -47,7 +48,8 @@ static enum verdict cover_ipv4(uint8_t *packet, const struct layout *l, struct c
 {
 	if (l->version != 4)
 		return NONE;
-	*c = (struct covered){packet + l->l3, 4u * (packet[l->l3] & 15u), 10, 0};
+	*c = (struct covered){.at = packet + l->l3, .size = 4u * (packet[l->l3] & 15u), .check = 10};
+	c->here = c->size;
 	return GOOD;
 }
 
@@ -81,43 +83,88 @@ static enum verdict cover_transport(uint8_t *packet, const struct layout *l, uin
 	if (l->cut || size < least)
 		return BAD;
 	c->size = size;
+	c->here = l->here - l->l4 < size ? l->here - l->l4 : size;
 	c->pseudo = has_pseudo ? pseudo(packet, l, size) : 0;
 	return GOOD;
 }
 
-static void fill(const struct covered *c, bool zero_is_none)
+/* Headers of packet i, of which as many bytes as its frames have, and the transport's fixed part in the first of them. */
+static void look(const struct afp_packets *p, uint32_t i, const uint8_t *packet, struct layout *l)
 {
-	uint16_t value = 0;
+	const uint32_t here = p->descs[i].len;
+	uint64_t length = here;
 
+	layout_of(packet, here, l);
+	l->here = l->length = here;
+	if (likely(!p->frames || p->starts[i + 1] - p->starts[i] == 1))
+		return;
+	for (int64_t k = p->starts[i] + 1; k < p->starts[i + 1]; k++)
+		length += p->frames[k].len;
+	if (l->l4 + LONGEST_FIXED > here)
+		l->l4 = 0;
+	l->length = length < UINT32_MAX ? (uint32_t)length : UINT32_MAX;
+	layout_beyond(packet, l->length, l);
+}
+
+/* The sum of all that is covered, in as many frames as it lies in; false: a frame lies nowhere. */
+static bool add_up(const struct afp_packets *p, uint32_t i, const struct covered *c, uint16_t *out)
+{
+	uint64_t total = sum(c->at, c->here, c->pseudo);
+	uint32_t left = c->size - c->here;
+	bool odd = c->here & 1;
+
+	for (int64_t k = p->frames ? p->starts[i] + 1 : 0; left; k++) {
+		const struct afp_desc *d = &p->frames[k];
+		const uint32_t n = d->len < left ? d->len : left;
+		uint16_t part;
+
+		if (unlikely(d->addr > p->size || n > p->size - d->addr))
+			return false;
+		part = fold(sum(p->area + d->addr, n, 0));
+		/* Behind an odd number of bytes a frame's own words lie across the datagram's (RFC 1071, 2 B). */
+		total += odd ? __builtin_bswap16(part) : part;
+		odd ^= n & 1;
+		left -= n;
+	}
+	*out = fold(total);
+	return true;
+}
+
+static bool fill(const struct afp_packets *p, uint32_t i, const struct covered *c, bool zero_is_none)
+{
+	uint16_t value = 0, before;
+
+	memcpy(&before, c->at + c->check, sizeof(before));
 	memcpy(c->at + c->check, &value, sizeof(value));
-	value = (uint16_t)~fold(sum(c->at, c->size, c->pseudo));
+	if (unlikely(!add_up(p, i, c, &value))) {
+		memcpy(c->at + c->check, &before, sizeof(before));
+		return false;
+	}
+	value = (uint16_t)~value;
 	if (zero_is_none && !value)
 		value = 0xffff;
 	memcpy(c->at + c->check, &value, sizeof(value));
+	return true;
 }
 
-static enum verdict verify(const struct covered *c)
+static enum verdict verify(const struct afp_packets *p, uint32_t i, const struct covered *c)
 {
-	return fold(sum(c->at, c->size, c->pseudo)) == 0xffff ? GOOD : BAD;
+	uint16_t total;
+
+	return add_up(p, i, c, &total) && total == 0xffff ? GOOD : BAD;
 }
 
-bool afp_checksum_begin(const struct afp_packets *p, uint32_t i, uint32_t length, uint16_t *start, uint16_t *offset)
+bool afp_checksum_begin(const struct afp_packets *p, uint32_t i, uint16_t *start, uint16_t *offset)
 {
 	uint8_t *packet = field(p, i, 0, ETHER_HEADER);
-	const uint32_t here = p->descs[i].len;
 	struct covered c;
 	struct layout l;
 	uint16_t value;
 
 	if (!packet)
 		return false;
-	layout_of(packet, here, &l);
-	if (unlikely(length != here)) {
-		if (l.l4 + LONGEST_FIXED > here)
-			return false;
-		layout_beyond(packet, length, &l);
-	}
-	if (cover_transport(packet, &l, 1u << AFP_TCP | 1u << AFP_UDP, &c) != GOOD || l.l4 + c.size != length || l.l4 > UINT16_MAX)
+	look(p, i, packet, &l);
+	if (cover_transport(packet, &l, 1u << AFP_TCP | 1u << AFP_UDP, &c) != GOOD || l.l4 + c.size != l.length || l.l4 > UINT16_MAX)
 		return false;
 	value = fold(c.pseudo);
 	memcpy(c.at + c.check, &value, sizeof(value));
@@ -138,15 +185,11 @@ uint32_t afp_checksum_fill(const struct afp_packets *p, uint32_t kinds, const ui
 
 		if (!packet || (where && !where[i]))
 			continue;
-		layout_of(packet, p->descs[i].len, &l);
-		if (kinds & 1u << AFP_IPV4 && cover_ipv4(packet, &l, &c) == GOOD) {
-			fill(&c, false);
-			one = true;
-		}
-		if (cover_transport(packet, &l, kinds, &c) == GOOD) {
-			fill(&c, l.proto == IP_UDP);
-			one = true;
-		}
+		look(p, i, packet, &l);
+		if (kinds & 1u << AFP_IPV4 && cover_ipv4(packet, &l, &c) == GOOD)
+			one = fill(p, i, &c, false);
+		if (cover_transport(packet, &l, kinds, &c) == GOOD)
+			one |= fill(p, i, &c, l.proto == IP_UDP);
 		done += one;
 	}
 	return done;
@@ -163,16 +206,16 @@ void afp_checksum_verify(const struct afp_packets *p, uint32_t kinds, uint8_t *g
 		good[i] = 0;
 		if (!packet)
 			continue;
-		layout_of(packet, p->descs[i].len, &l);
+		look(p, i, packet, &l);
 		if (kinds & 1u << AFP_IPV4 && cover_ipv4(packet, &l, &c) == GOOD)
-			ip = verify(&c);
+			ip = verify(p, i, &c);
 		transport = cover_transport(packet, &l, kinds, &c);
 		if (transport == GOOD) {
 			/* 0 says that UDP's was not computed; over IPv6 it has to be (RFC 8200, 8.1). */
 			if (l.proto == IP_UDP && !be16(c.at + 6))
 				transport = l.version == 4 ? GOOD : BAD;
 			else
-				transport = verify(&c);
+				transport = verify(p, i, &c);
 		}
 		good[i] = ip != BAD && transport != BAD && (ip == GOOD || transport == GOOD);
 	}

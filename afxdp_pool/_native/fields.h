@@ -12,12 +12,15 @@
 
 #include "table.h"
 
-/* Packets: n descriptors into `size` bytes at `area`. */
+/* Packets: n descriptors into `size` bytes at `area`. Those of packets in several frames are their first frames'; packet i has
+ * frames[starts[i]] to frames[starts[i + 1]] then, the first among them, where it is not looked at. */
 struct afp_packets {
 	const struct afp_desc *descs;
 	uint8_t *area;
 	uint64_t size;
 	uint32_t n;
+	const struct afp_desc *frames; /* NULL: each packet is in one */
+	const int64_t *starts;
 };
 
 /* Columns of n entries for each packet's flow. Numbers in the machine's byte order; 0 for what is not there. */

@@ -75,7 +75,12 @@ static struct afp_packets part_of(const struct afp_packets *p, uint32_t from)
 {
 	uint32_t left = p->n - from;
 
-	return (struct afp_packets){p->descs + from, p->area, p->size, left < PART ? left : PART};
+	struct afp_packets part = *p;
+
+	part.descs += from;
+	part.starts = p->starts ? p->starts + from : NULL;
+	part.n = left < PART ? left : PART;
+	return part;
 }
 
 static uint32_t entry_of(uint32_t width)

@@ -27,12 +27,12 @@ uint32_t afp_header_store(const struct afp_packets *p, enum afp_header kind, uin
 
 /*
  * checksum.c. `kinds`: bits 1 << AFP_IPV4 (its header's), AFP_TCP, AFP_UDP, AFP_ICMP, AFP_ICMPV6. A fragment's transport checksum
- * covers what is not there, and so does that of a datagram with segments left to visit: not written, not verified.
+ * covers what is not there, and so does that of a datagram with segments left to visit: not written, not verified. Of a packet in
+ * several frames all are covered; its headers are in the first.
  */
-/* Leave packet i's, of `length` bytes in all, to a device that sums what follows `start` and puts it `offset` further on: the sum
- * of the pseudo-header lies there then. False, and nothing written: there is no TCP's or UDP's that can be known, or bytes behind
- * it, or in a packet of several frames not all of its header is in the first. */
-bool afp_checksum_begin(const struct afp_packets *p, uint32_t i, uint32_t length, uint16_t *start, uint16_t *offset);
+/* Leave packet i's to a device that sums what follows `start` and puts it `offset` further on: the sum of the pseudo-header lies
+ * there then. False, and nothing written: there is no TCP's or UDP's that can be known, or bytes behind it. */
+bool afp_checksum_begin(const struct afp_packets *p, uint32_t i, uint16_t *start, uint16_t *offset);
 /* How many packets got one. */
 uint32_t afp_checksum_fill(const struct afp_packets *p, uint32_t kinds, const uint8_t *where);
 /* good[i]: it has one of those kinds, and none of those it has is wrong. UDP's of 0 over IPv4 is not: it has none. */

@@ -24,6 +24,7 @@ enum { ETHER_IPV4 = 0x0800, ETHER_ARP = 0x0806, ETHER_IPV6 = 0x86dd };
 struct layout {
 	uint32_t l3, l4;
 	uint32_t end;  /* of the datagram, as far as the packet has it: what lies behind is padding */
+	uint32_t here, length; /* of the packet, bytes in its first frame and in all: of who looks beyond that */
 	uint16_t type; /* EtherType behind the tags */
 	uint8_t version; /* 4 or 6: there is a whole IP header */
 	uint8_t proto;

@@ -32,7 +32,7 @@ static uint8_t *room_before(const struct afp_table *t, const struct afp_desc *de
 }
 
 void afp_tx_ask(const struct afp_table *t, const struct afp_packets *p, enum afp_request what, const uint64_t *values,
-		const int64_t *lengths, const uint8_t *where, uint8_t *done)
+		const uint8_t *where, uint8_t *done)
 {
 	for (uint32_t i = 0; i < p->n; i++) {
 		const struct afp_desc *desc = &p->descs[i];
@@ -45,9 +45,7 @@ void afp_tx_ask(const struct afp_table *t, const struct afp_packets *p, enum afp
 		if (desc->options & AFP_TX_OPTION)
 			memcpy(&request, at, sizeof(request));
 		if (what == AFP_ASK_CHECKSUM) {
-			const uint32_t length = lengths ? (uint32_t)lengths[i] : desc->len;
-
-			if (!afp_checksum_begin(p, i, length, &request.checksum_start, &request.checksum_offset))
+			if (!afp_checksum_begin(p, i, &request.checksum_start, &request.checksum_offset))
 				continue;
 		} else if (what == AFP_ASK_LAUNCH) {
 			request.launch_time = values[i];

@@ -40,10 +40,9 @@ struct afp_stamps {
 };
 
 /* Ask for one thing for each packet with where[i] (NULL: all), whose values are one a packet: launch times, or numbers for
- * timestamps. `lengths`: of whole packets, whose first frames these are; NULL: each is in one. done[i]: asked; else the packet
- * has no room, is a fragment, no checksum a device could fill in, or not held. */
+ * timestamps. done[i]: asked; else the packet has no room, is a fragment, no checksum a device could fill in, or not held. */
 void afp_tx_ask(const struct afp_table *t, const struct afp_packets *p, enum afp_request what, const uint64_t *values,
-		const int64_t *lengths, const uint8_t *where, uint8_t *done);
+		const uint8_t *where, uint8_t *done);
 
 /* The port sends requests, and keeps stamps if `stamps`. Before it has sent anything. 0 or -ENOMEM. */
 int afp_port_want_requests(struct afp_port *port, bool stamps);

@@ -73,9 +73,19 @@ static void checksums(const struct afp_packets *p)
 
 	afp_checksum_verify(p, 0x1ff, good);
 	CHECK(afp_checksum_fill(p, 0x1ff, NULL) <= p->n);
+	{ /* all of them as one packet in several frames */
+		const int64_t starts[] = {0, p->n};
+		const struct afp_packets one = {p->descs, p->area, p->size, 1, p->descs, starts};
+		uint16_t start, offset;
+
+		afp_checksum_verify(&one, 0x1ff, good);
+		CHECK(afp_checksum_fill(&one, 0x1ff, NULL) <= 1);
+		if (afp_checksum_begin(&one, 0, &start, &offset))
+			CHECK(start + offset + 2u <= p->descs[0].len);
+	}
 	CHECK(afp_decrement_ttl(p, NULL, expired) <= p->n);
 	for (uint32_t i = 0; i < p->n; i++) { /* by itself: those of a batch may lie in each other */
-		const struct afp_packets one = {p->descs + i, p->area, p->size, 1};
+		const struct afp_packets one = {p->descs + i, p->area, p->size, 1, NULL, NULL};
 
 		for (size_t k = 0; k < sizeof(kinds) / sizeof(kinds[0]); k++) {
 			if (afp_checksum_fill(&one, 1u << kinds[k], NULL)) {

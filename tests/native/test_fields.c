@@ -40,7 +40,7 @@ static void no_field_is_read_or_written_outside_of_its_packet(struct afp_table *
 		uint32_t width = 1u << roll(4);
 		uint8_t *area = malloc(len ? len : 1);
 		struct afp_desc desc = {0, len, 0, 0};
-		struct afp_packets p = {&desc, area, len, 1};
+		struct afp_packets p = {&desc, area, len, 1, NULL, NULL};
 
 		CHECK(area);
 		invent(area, len);
@@ -72,7 +72,7 @@ static void no_field_is_read_or_written_outside_of_its_packet(struct afp_table *
 static void only_packets_of_the_mask_are_written(struct afp_table *t)
 {
 	const struct afp_desc descs[] = {{0, 64, 0, 0}, {64, 64, 0, 0}, {128, 64, 0, 0}};
-	const struct afp_packets p = {descs, t->area, t->size, 3};
+	const struct afp_packets p = {descs, t->area, t->size, 3, NULL, NULL};
 	const uint8_t where[] = {1, 0, 1};
 	const uint16_t values[] = {0x0102, 0x0304, 0x0506};
 	uint16_t read[3];

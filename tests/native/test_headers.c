@@ -90,7 +90,7 @@ static void no_header_is_read_or_written_outside_of_its_packet(struct afp_table 
 		uint32_t len = roll(MOST);
 		uint8_t *area = malloc(len ? len : 1);
 		struct afp_desc desc = {0, len, 0, 0};
-		struct afp_packets p = {&desc, area, len, 1};
+		struct afp_packets p = {&desc, area, len, 1, NULL, NULL};
 
 		CHECK(area);
 		invent(area, len);
@@ -114,7 +114,7 @@ static void what_was_filled_is_right(struct afp_table *table)
 	for (int round = 0; round < 100000; round++) {
 		uint8_t area[MOST], before[MOST], good, expired;
 		struct afp_desc desc = {0, MOST, 0, 0};
-		struct afp_packets p = {&desc, area, MOST, 1};
+		struct afp_packets p = {&desc, area, MOST, 1, NULL, NULL};
 
 		invent(area, MOST);
 		if (!afp_checksum_fill(&p, ALL, NULL))
@@ -154,7 +154,7 @@ static void a_header_is_whole_or_not_there(struct afp_table *t)
 	} kinds[] = {{AFP_TCP, 6, 20}, {AFP_UDP, 17, 8}, {AFP_ICMP, 1, 8}};
 	uint8_t area[MOST];
 	struct afp_desc desc = {0, MOST, 0, 0};
-	const struct afp_packets p = {&desc, area, MOST, 1};
+	const struct afp_packets p = {&desc, area, MOST, 1, NULL, NULL};
 
 	(void)t;
 	for (int k = 0; k < 3; k++) {
@@ -170,7 +170,7 @@ static void a_udp_checksum_of_zero_is_sent_as_ones(struct afp_table *t)
 {
 	uint8_t area[MOST], good;
 	struct afp_desc desc = {0, MOST, 0, 0};
-	const struct afp_packets p = {&desc, area, MOST, 1};
+	const struct afp_packets p = {&desc, area, MOST, 1, NULL, NULL};
 	uint32_t zeros = 0;
 
 	(void)t;
@@ -201,7 +201,7 @@ static void many_packets_are_taken_in_parts_with_their_masks(struct afp_table *t
 	struct afp_desc descs[N];
 	uint8_t where[N];
 	uint64_t values[N], read[N];
-	const struct afp_packets p = {descs, t->area, t->size, N};
+	const struct afp_packets p = {descs, t->area, t->size, N, NULL, NULL};
 
 	for (uint32_t i = 0; i < N; i++) {
 		descs[i] = (struct afp_desc){(uint64_t)i * 64, 64, 0, 0};

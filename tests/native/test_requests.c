@@ -28,10 +28,10 @@ static void make(struct afp_table *t, struct afp_pool *p, struct afp_desc *d, ui
 
 static void ask(struct afp_table *t, struct afp_desc *d, uint32_t n, const uint64_t *numbers)
 {
-	const struct afp_packets packets = {d, t->area, t->size, n};
+	const struct afp_packets packets = {.descs = d, .area = t->area, .size = t->size, .n = n};
 	uint8_t done[64];
 
-	afp_tx_ask(t, &packets, AFP_ASK_TIMESTAMP, numbers, NULL, NULL, done);
+	afp_tx_ask(t, &packets, AFP_ASK_TIMESTAMP, numbers, NULL, done);
 	for (uint32_t i = 0; i < n; i++)
 		d[i].options |= done[i] ? AFP_TX_OPTION : 0;
 }

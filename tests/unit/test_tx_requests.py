@@ -124,6 +124,33 @@ def test_packets_of_several_frames_ask_by_their_first(frame_size: int, version: 
         assert (port.stats().tx_completed, port.stats().in_tx) == (4, 0)
 
 
+@pytest.mark.parametrize("frame_size", [2048, 2049, 2100])
+@pytest.mark.parametrize(("version", "proto"), [(4, 1), (4, 6), (4, 17), (6, 6), (6, 17), (6, 58)])
+def test_checksums_of_packets_in_several_frames_are_of_all_of_them(frame_size: int, version: int, proto: int) -> None:
+    unaligned = frame_size != 2048
+    with conserved(frame_size=frame_size, unaligned=unaligned) as umem, ap.FramePool(umem) as pool:
+        packets = [
+            datagram(version, proto, bytes(i % 251 for i in range(n))) for n in (5000, 10, 2001, 6001, 4999, 1500)
+        ]
+        spoiled = [packet[:-1] + bytes([packet[-1] ^ 1]) for packet in packets]
+        batch = pool.write([*packets, *spoiled, packets[0][:-1]], multi_buffer=True)
+        assert batch.verify_checksums().tolist() == [True] * 6 + [False] * 7
+        four = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}[proto]
+        assert getattr(batch, four).verify_checksum().tolist() == [True] * 6 + [False] * 7
+        getattr(batch, four).checksum = 0xBAD
+        batch.ipv4.checksum = 0xBAD
+        where = np.arange(13) % 2 == 0
+        assert batch.fill_checksums(where) == (7 if version == 4 else 6)
+        assert batch[:12].verify_checksums().tolist() == [True, False] * 6
+        assert [batch.whole(i) for i in (0, 2, 4)] == packets[:6:2]
+        # In a part of it, and in a copy, of other packets in the same places.
+        part = batch[np.array([3, 1])]
+        assert part.fill_checksums() == 2
+        assert [part.whole(0), part.whole(1)] == [packets[3], packets[1]]
+        assert batch.copy().verify_checksums()[[1, 3]].all()
+        pool.put(batch)
+
+
 def test_one_frame_of_a_packet_that_the_kernel_would_not_take_refuses_it() -> None:
     with (
         conserved(frame_size=2048, headroom=TX_ROOM) as umem,
