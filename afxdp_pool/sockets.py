@@ -149,6 +149,9 @@ def ask(pid: int, fd: int) -> Asked | None:
         os.close(process)
     if ours < 0:
         return None
+    if not is_xdp(f"/proc/self/fd/{ours}"):  # it was closed meanwhile, and its number is another's
+        os.close(ours)
+        return None
     with socket.socket(AF_XDP, socket.SOCK_RAW, 0, fileno=ours) as copy:
         return Asked(_netns_of(copy), _zero_copy(copy), _statistics(copy))
 

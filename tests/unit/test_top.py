@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from contextlib import closing
@@ -93,6 +94,15 @@ def test_what_is_no_socket_of_ours() -> None:
         assert not sockets.is_xdp(f"/proc/self/fd/{file.fileno()}")
     assert not sockets.is_xdp("/proc/self/fd/100000")
     assert sockets.ask(2**22 + 5, 0) is None
+
+
+def test_a_number_that_is_another_descriptors_by_now() -> None:
+    """A socket that was closed between two looks at it, and whose number went to something else."""
+    with open("/dev/null") as file, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        before = os.listdir("/proc/self/fd")
+        assert sockets.ask(os.getpid(), file.fileno()) is None
+        assert sockets.ask(os.getpid(), other.fileno()) is None
+        assert os.listdir("/proc/self/fd") == before
 
 
 # Beacons --------------------------------------------------------------------------------------------------------------
