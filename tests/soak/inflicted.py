@@ -63,6 +63,8 @@ class Bed:
             return
         if engine.workers.forwarders[0]._running.locked():
             engine.stop()
+        for port in engine.ports:
+            port.close()  # it finds sent what the end of the run did not wait for
         for name in self.roads:
             self.told[name] += engine.accounted(name) if name in INS else engine.delivered(name)
         engine.close()

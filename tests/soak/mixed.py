@@ -189,17 +189,20 @@ class Engine:
 
     # What it says ---------------------------------------------------------------------------------------------------
 
-    def of(self, name: str) -> list[ap.PortReport]:
-        return [port for port in self.workers.snapshot().ports if port.name.startswith(f"{name}-near")]
+    def of(self, name: str) -> list[ap.Port]:
+        """Those of a link. Closed ports tell their last figures, with what was found to be sent as they were closed."""
+        return [port for port in self.ports if port.netdev == f"{name}-near"]
 
     def received(self, name: str) -> int:
-        return sum(port.stats.rx_packets for port in self.of(name))
+        return sum(port.stats().rx_packets for port in self.of(name))
 
     def accounted(self, name: str) -> int:
         """Packets that came in there: received, or lost by the kernel's own count."""
-        return sum(
-            p.stats.rx_packets + p.stats.rx_bad + p.kernel.rx_dropped + p.kernel.rx_ring_full for p in self.of(name)
-        )
+        out = 0
+        for port in self.of(name):
+            stats, kernel = port.stats(), port.kernel_stats()
+            out += stats.rx_packets + stats.rx_bad + kernel.rx_dropped + kernel.rx_ring_full
+        return out
 
     def delivered(self, name: str) -> int:
         """Packets that left there: live frames that were taken, and what the socket sent, taken or dropped by the link.
@@ -209,8 +212,8 @@ class Engine:
         """
         out = 0
         for port in self.of(name):
-            live = port.live or ap.LiveStats()
-            out += live.delivered + port.stats.tx_completed - live.frames + live.resent
+            live = port.live_stats() or ap.LiveStats()
+            out += live.delivered + port.stats().tx_completed - live.frames + live.resent
         return out
 
 
