@@ -21,6 +21,21 @@ static inline struct afp_port *fake_port(struct afp_table *t, struct afp_pool *p
 	return port;
 }
 
+/* A port on a pool of its own, which `port->pool` is. */
+static inline struct afp_port *fake_pair(struct afp_table *t, uint32_t size, uint32_t level)
+{
+	return fake_port(t, afp_pool_create(t, 64, 0), size, level);
+}
+
+/* The port is closed, and its pool, of which no frame may be out. */
+static inline void fake_close(struct afp_port *port)
+{
+	struct afp_pool *p = port->pool;
+
+	afp_port_free(port);
+	CHECK_EQ(afp_pool_destroy(p), 0);
+}
+
 /* Let all indices start here, so that they wrap. */
 static inline void fake_start(struct afp_port *port, uint32_t index)
 {

@@ -15,8 +15,7 @@ static void tell(struct afp_table *t, uint64_t addr, uint32_t hash)
 
 static void records_follow_their_descriptors(struct afp_table *t)
 {
-	struct afp_pool *p = afp_pool_create(t, 64, 0);
-	struct afp_port *port = fake_port(t, p, 64, 32);
+	struct afp_port *port = fake_pair(t, 64, 32);
 	struct afp_desc d[8], moved;
 
 	CHECK_EQ(afp_port_want_metadata(port), 0);
@@ -52,14 +51,12 @@ static void records_follow_their_descriptors(struct afp_table *t)
 	}
 	moved.addr = t->size;
 	CHECK(!afp_rx_known(t, &moved));
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static void at_a_frames_start_is_no_room_for_one(struct afp_table *t)
 {
-	struct afp_pool *p = afp_pool_create(t, 64, 0);
-	struct afp_port *port = fake_port(t, p, 64, 32);
+	struct afp_port *port = fake_pair(t, 64, 32);
 	struct afp_desc d;
 
 	CHECK_EQ(afp_port_want_metadata(port), 0);
@@ -71,8 +68,7 @@ static void at_a_frames_start_is_no_room_for_one(struct afp_table *t)
 		CHECK_EQ(afp_rx_known(t, &d) != NULL, offset == RECORD);
 		CHECK_EQ(put(t, &d, 1), 1);
 	}
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 /* Once round all generations, a descriptor of the same number must not find the record of a life 65535 lives ago. */
@@ -102,8 +98,7 @@ static void generations_that_wrap_forget(struct afp_table *t)
 	CHECK_EQ(d.gen, first.gen);
 	CHECK(!afp_rx_known(t, &d));
 	afp_port_free(knowing);
-	afp_port_free(other);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(other);
 }
 
 static const struct test tests[] = {

@@ -110,8 +110,7 @@ static void forwarded_whole_at_any_size_and_room(struct afp_table *t)
 	CHECK_EQ(s.tx_completed + s.tx_completed_parts + port_in_tx(out), sent);
 	CHECK(s.tx_packets - s.tx_completed <= port_in_tx(out));
 	afp_port_free(in);
-	afp_port_free(out);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(out);
 }
 
 /* A packet of n frames of which frame `which` is one that its holder does not have: the others stay his. */
@@ -171,8 +170,7 @@ static void refused_packets_lend_nothing(struct afp_table *t)
 	CHECK_EQ(transmit(port, d, 8, &bad), 0);
 	CHECK_EQ(bad, AFP_TOO_MANY_FRAMES);
 	CHECK_EQ(put(t, d, 8), 8);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 /* Frames that were filled, in any order, twice, with any bit set, among addresses of none. */
@@ -203,8 +201,7 @@ static void a_kernel_that_lies_neither_loses_nor_doubles_a_frame(struct afp_tabl
 			check_whole(t);
 	}
 	CHECK(got > 1000);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static void a_tap_copies_the_whole_packet(struct afp_table *t)
@@ -243,8 +240,7 @@ static void a_tap_copies_the_whole_packet(struct afp_table *t)
 	CHECK_EQ(fake_send(port), 4);
 	CHECK_EQ(afp_port_complete(port, 8), 4);
 	afp_port_set_tap(port, NULL);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static void a_packet_waits_for_its_end_and_for_room(struct afp_table *t)
@@ -287,8 +283,7 @@ static void a_packet_waits_for_its_end_and_for_room(struct afp_table *t)
 	afp_port_read_stats(port, &s);
 	CHECK_EQ(s.rx_bad, 1);
 	check_whole(t);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static void machine_code_is_shown_every_frame(struct afp_table *t)
@@ -325,8 +320,7 @@ static void machine_code_is_shown_every_frame(struct afp_table *t)
 	CHECK_EQ(t->area[d[3].addr - AFP_PARTS_ROOM + 1], before);
 	d[4].addr = addr;
 	CHECK_EQ(put(t, d, 6), 6);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static const struct test tests[] = {

@@ -13,8 +13,7 @@ static uint32_t transmit(struct afp_port *port, const struct afp_desc *d, uint32
 
 static void packets_go_round_across_the_wrap_of_every_index(struct afp_table *t)
 {
-	struct afp_pool *p = afp_pool_create(t, 64, 0);
-	struct afp_port *port = fake_port(t, p, 32, 32);
+	struct afp_port *port = fake_pair(t, 32, 32);
 	struct afp_port_stats s;
 	struct afp_desc d[64];
 
@@ -35,8 +34,7 @@ static void packets_go_round_across_the_wrap_of_every_index(struct afp_table *t)
 	CHECK_EQ(s.tx_completed, 600);
 	CHECK_EQ(s.rx_bytes, 60000);
 	CHECK_EQ(s.tx_bytes, 60000);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static void full_rings_are_counts(struct afp_table *t)
@@ -62,8 +60,7 @@ static void full_rings_are_counts(struct afp_table *t)
 	/* libxdp looks for new entries when it has none left of those it saw. */
 	CHECK_EQ(afp_port_complete(port, 64) + afp_port_complete(port, 64), 6);
 	CHECK_EQ(put(t, d + 9, 11), 11);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static void every_lie_is_counted_and_harmless(struct afp_table *t)
@@ -112,8 +109,7 @@ static void every_lie_is_counted_and_harmless(struct afp_table *t)
 	fake_comp(port, held[0].addr + 77);
 	CHECK_EQ(afp_port_complete(port, 64), 2);
 	CHECK_EQ(put(t, held + 2, 2), 2);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static void anothers_frame_is_no_packet_of_ours(struct afp_table *t)
@@ -136,8 +132,7 @@ static void anothers_frame_is_no_packet_of_ours(struct afp_table *t)
 	CHECK_EQ(afp_port_receive(its, d, 4), 1);
 	CHECK_EQ(put(t, d, 1), 1);
 	afp_port_free(mine);
-	afp_port_free(its);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(its);
 }
 
 /* RX returns what is in FILL, COMPLETION what is in TX, each its own port's. */
@@ -172,8 +167,7 @@ static void each_ring_returns_what_it_was_given(struct afp_table *t)
 	CHECK_EQ(fake_send(mine), 1);
 	CHECK_EQ(afp_port_complete(mine, 64), 1);
 	afp_port_free(mine);
-	afp_port_free(its);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(its);
 }
 
 /* The first completion came while nobody owned the pool, and waits in its inbox; the second comes to the owner. */
@@ -201,8 +195,7 @@ static void a_completion_that_is_posted_is_not_honoured_again(struct afp_table *
 	CHECK_EQ(s.completion_bad, 1);
 	check_whole(t);
 	CHECK_EQ(afp_pool_collect(p), 1);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static void what_the_kernel_would_refuse_is_refused_here(struct afp_table *t)
@@ -231,8 +224,7 @@ static void what_the_kernel_would_refuse_is_refused_here(struct afp_table *t)
 			CHECK_EQ(put(t, &d, 1), 1);
 		}
 	}
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static void clones_come_home_by_any_way(struct afp_table *t)
@@ -299,8 +291,7 @@ static void generations_wrap_on_their_way_through_fill(struct afp_table *t)
 	CHECK_EQ(transmit(port, d, 64), 64);
 	CHECK_EQ(fake_send(port), 64);
 	CHECK_EQ(afp_port_complete(port, 64), 64);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static void what_is_with_a_ring_is_not_put(struct afp_table *t)
@@ -327,8 +318,7 @@ static void what_is_with_a_ring_is_not_put(struct afp_table *t)
 	CHECK_EQ(fake_send(port), 2);
 	CHECK_EQ(afp_port_complete(port, 8), 2);
 	CHECK_EQ(put(t, d, 2), 0);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 /* Who has how many clones is counted in a byte, port by port. */
@@ -384,10 +374,8 @@ static void closing_reclaims_all_and_only_its_own(struct afp_table *t)
 	afp_port_read_stats(mine, &s);
 	CHECK_EQ(s.fill_reclaimed, 64);
 	CHECK_EQ(s.tx_reclaimed, 30);
-	afp_port_free(mine);
-	afp_port_free(its);
-	CHECK_EQ(afp_pool_destroy(p), 0);
-	CHECK_EQ(afp_pool_destroy(other), 0);
+	fake_close(mine);
+	fake_close(its);
 }
 
 static void a_pool_may_close_before_its_ports(struct afp_table *t)

@@ -82,8 +82,7 @@ static void stamps_come_with_their_numbers(struct afp_table *t)
 		}
 	}
 	CHECK_EQ(refused.n, 0);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static void a_frame_that_several_hold_is_answered_once(struct afp_table *t)
@@ -109,8 +108,7 @@ static void a_frame_that_several_hold_is_answered_once(struct afp_table *t)
 	CHECK_EQ(afp_port_take_stamps(port, stamps, 8, &lost), 1);
 	CHECK_EQ(stamps[0].timestamp, 10);
 	CHECK_EQ(stamps[0].number, 5);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static void lies_in_the_completion_ring_are_no_answers(struct afp_table *t)
@@ -139,8 +137,7 @@ static void lies_in_the_completion_ring_are_no_answers(struct afp_table *t)
 	fake_comp(port, d[2].addr);
 	fake_comp(port, d[3].addr);
 	CHECK_EQ(afp_port_complete(port, 8), 2);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 /* Packets at odd addresses, which Linux 6.18 completes as the even ones before them; and of several frames, which all complete. */
@@ -185,8 +182,7 @@ static void an_answer_lies_where_it_was_asked_for(struct afp_table *t)
 		}
 	}
 	CHECK_EQ(refused.n, 0);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static const struct test tests[] = {

@@ -23,8 +23,7 @@ static struct afp_tap_ring ring_of(uint8_t *data, uint64_t start)
 
 static void blocks_are_whole_across_the_wrap(struct afp_table *t)
 {
-	struct afp_pool *p = afp_pool_create(t, 64, 0);
-	struct afp_port *port = fake_port(t, p, 32, 32);
+	struct afp_port *port = fake_pair(t, 32, 32);
 	uint8_t data[RING], out[RING];
 	struct afp_tap_ring ring = ring_of(data, RING - 10);
 	struct afp_tap tap = {&ring, 7, 3, 65, 3, 0, 0, 0, 0};
@@ -65,14 +64,12 @@ static void blocks_are_whole_across_the_wrap(struct afp_table *t)
 	}
 	CHECK_EQ(tap.taken, 800);
 	CHECK_EQ(tap.dropped, 0);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static void what_does_not_fit_is_dropped_and_counted(struct afp_table *t)
 {
-	struct afp_pool *p = afp_pool_create(t, 64, 0);
-	struct afp_port *port = fake_port(t, p, 64, 64);
+	struct afp_port *port = fake_pair(t, 64, 64);
 	uint8_t data[RING], out[RING];
 	struct afp_tap_ring ring = ring_of(data, 0);
 	struct afp_tap tap = {&ring, 0, 0, 4096, 1 << AFP_IN, 0, 0, 0, 0};
@@ -99,15 +96,13 @@ static void what_does_not_fit_is_dropped_and_counted(struct afp_table *t)
 	CHECK_EQ(put(t, d, 5), 5);
 	CHECK_EQ(fake_send(port), 50);
 	CHECK_EQ(afp_port_complete(port, 64), 50);
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 /* What is left between the last block and the first not taken is too short by a few bytes. */
 static void a_block_that_nearly_fits_overwrites_nothing(struct afp_table *t)
 {
-	struct afp_pool *p = afp_pool_create(t, 64, 0);
-	struct afp_port *port = fake_port(t, p, 64, 64);
+	struct afp_port *port = fake_pair(t, 64, 64);
 	uint8_t data[RING], out[RING];
 	uint32_t starts[RING / OVERHEAD + 1];
 	struct afp_desc d[64];
@@ -132,8 +127,7 @@ static void a_block_that_nearly_fits_overwrites_nothing(struct afp_table *t)
 		afp_port_set_tap(port, NULL);
 		CHECK_EQ(put(t, d, 40), 40);
 	}
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static int over;
@@ -174,8 +168,7 @@ static void *tap_again_and_again(void *user)
 
 static void a_tap_comes_off_while_its_port_works(struct afp_table *t)
 {
-	struct afp_pool *p = afp_pool_create(t, 64, 0);
-	struct afp_port *port = fake_port(t, p, 32, 32);
+	struct afp_port *port = fake_pair(t, 32, 32);
 	struct afp_desc d[64];
 	pthread_t thread;
 
@@ -189,8 +182,7 @@ static void a_tap_comes_off_while_its_port_works(struct afp_table *t)
 		CHECK_EQ(afp_port_receive(port, d, 64), 8);
 		CHECK_EQ(put(t, d, 8), 8);
 	}
-	afp_port_free(port);
-	CHECK_EQ(afp_pool_destroy(p), 0);
+	fake_close(port);
 }
 
 static const struct test tests[] = {

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from live_lab import until
 
 import afxdp_pool as ap
 from afxdp_pool._native import ffi
 from afxdp_pool.testing import Source, VethPair, packets
 
 SMALL = ap.PortConfig(fill_size=64, comp_size=64, rx_size=64, tx_size=64, fill_level=32)
-
-
-def until(condition: Callable[[], bool], within: float = 10.0) -> None:
-    """Wait on a condition, with a deadline."""
-    deadline = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.0005)
 
 
 class Bench:

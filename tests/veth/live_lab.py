@@ -40,6 +40,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     return True
 
 
+def until(condition: Callable[[], object]) -> None:
+    """The same, or fail."""
+    assert wait_for(lambda: bool(condition())), "it did not happen"
+
+
 def options(lab: Lab, port: ap.PortConfig = ap.PortConfig()) -> ap.Options:  # noqa: B008
     return ap.Options(netns=lab.engine_netns, port=port)
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from kernel_bench import Bench, Raw, bench_on, completed, filled, receive, until
+from kernel_bench import Bench, Raw, bench_on, completed, filled, receive
+from live_lab import until
 
 import afxdp_pool as ap
 from afxdp_pool._native import ffi, lib

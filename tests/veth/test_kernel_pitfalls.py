@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 from kernel_bench import SMALL, Bench, bench_on, completed, filled, receive
+from live_lab import until
 
 import afxdp_pool as ap
 from afxdp_pool.memory import AnonymousMemory
@@ -45,9 +45,7 @@ def test_pitfall_15_frames_written_again_at_their_completion_arrive_intact(pair:
             port.complete()
             return sent >= 3000
 
-        deadline = time.monotonic() + 20
-        while not more():
-            assert time.monotonic() < deadline
+        until(more)
         completed(port, sent)
         dropped = pair.near.counters()["tx_dropped"]
         seen = sink.wait(sent - dropped)
