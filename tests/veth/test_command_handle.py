@@ -41,6 +41,16 @@ RAISES = """
 def handle(batch):
     return undefined_name  # this line
 """
+ASKS = """
+import afxdp_pool as ap
+
+
+def handle(batch):
+    batch.swap_macs()
+    batch.udp.checksum = 0xBAD
+    assert batch.offload_checksums().all()
+    return ap.TX
+"""
 SLOW = """
 import time
 import afxdp_pool as ap
@@ -85,6 +95,19 @@ def test_flows_leave_by_the_port_the_handler_names(lab: Lab, tmp_path: Path, kin
     assert document["engine"]["handler_calls"] > 0
     assert on_hook(source.near) is None
     assert on_hook(even.near) is None, "what only sends needs no program"
+
+
+def test_a_handler_asks_the_device_for_checksums(lab: Lab, tmp_path: Path) -> None:
+    """It spoils them, and asks: the kernel computes them for the lab's links, which cannot."""
+    pair, count = lab.veth("a"), 1000
+    (tmp_path / "mine.py").write_text(ASKS)
+    words = ["handle", *place(pair.near), f"{tmp_path}/mine.py", "--tx-metadata", "checksum"]
+    with Sink(pair.far) as sink, running(*words) as command, Source(pair.far) as traffic:
+        assert traffic.send(count, rate=20_000).dropped == 0
+        perfect(sink.wait(count), count)
+        document = command.stop()
+    assert (document["sent"], document["completed"], document["engine"]["reflected"]) == (count, count, count)
+    assert document["info"]["ports"][0]["tx_metadata"] == ["checksum"]
 
 
 def test_what_a_handler_raises_ends_the_run_with_its_line(lab: Lab, tmp_path: Path) -> None:
