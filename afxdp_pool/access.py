@@ -197,7 +197,7 @@ class HeaderAccess:
         """
         fields = self._header_fields()
         out, pointer = fields.scratch("rss_hash", "u4")
-        lib.afp_rss_hash(fields.packets, _toeplitz(bytes(key)), ports, pointer)
+        lib.afp_rss_hash(fields.packets, _toeplitz(memoryview(key).tobytes()), ports, pointer)
         return out  # type: ignore[no-any-return]
 
 

@@ -223,9 +223,9 @@ class Fields:
 
     def _kind(self, offset: int, dtype: npt.DTypeLike) -> Kind:
         """The field's type, asked of numpy once."""
-        kind: Kind | None = self.own.get(dtype)
+        kind: Kind | None = self.own.get(("kind", dtype))
         if kind is None:
-            kind = self.own[dtype] = kind_of(dtype)
+            kind = self.own["kind", dtype] = kind_of(dtype)
         if not 0 <= offset < MOST_OFFSET:
             raise ConfigError(f"a field at byte {offset} is not possible", hint=f"count from 0 to {MOST_OFFSET - 1}")
         return kind

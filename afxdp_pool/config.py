@@ -277,6 +277,12 @@ def check_batch(batch: int) -> int:
     return batch
 
 
+def need(thing: object, kind: type, *, hint: str = "") -> None:
+    """Raise ConfigError if it is something else that was given."""
+    if not isinstance(thing, kind):
+        raise ConfigError(f"a {type(thing).__name__} is no {kind.__name__}", hint=hint)
+
+
 def check_count(n: int) -> int:
     """Return `n`, the frames a call may move, or raise ConfigError: not negative, and no more than C can count."""
     if not 0 <= n <= MAX_COUNT:

@@ -24,7 +24,7 @@ from afxdp_pool.batch import Batch, need_batch
 from afxdp_pool.beacon import Beacon
 from afxdp_pool.binding import link_gone
 from afxdp_pool.chain import packets_of
-from afxdp_pool.config import check_batch
+from afxdp_pool.config import check_batch, need
 from afxdp_pool.errors import (
     AfXdpError,
     ConfigError,
@@ -98,6 +98,8 @@ class Forwarder(Runner):
             raise ConfigError(f"{spin} rounds of spinning are not possible", hint="choose 0 to 2^32 - 1")
         if not self.ports:
             raise ConfigError("a forwarder needs a port")
+        for port in self.ports:
+            need(port, Port)
         self.umem = self.ports[0].pool.umem
         if any(port.pool.umem is not self.umem for port in self.ports):
             raise ConfigError("the ports of a forwarder share one Umem", hint="make their pools on the same Umem")

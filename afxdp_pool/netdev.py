@@ -20,6 +20,7 @@ from enum import IntFlag
 
 from afxdp_pool import netlink, numa
 from afxdp_pool._native import ffi, lib
+from afxdp_pool.config import need
 from afxdp_pool.errors import AfXdpError, NoSuchInterfaceError, NoSuchNamespaceError, PrivilegeError
 
 NETNS_DIR = "/run/netns"
@@ -133,6 +134,7 @@ def find(name: str, netns: str | None = None) -> Netdev:
 
     Concurrency: any thread.
     """
+    need(name, str)
     with in_netns(netns):
         where = f"{name} in namespace {netns}" if netns else name
         if not 0 < len(name) <= _NAME_MAX:
@@ -227,6 +229,7 @@ def xsk_queues() -> list[tuple[int, int]] | None:
 
 def netns_path(name: str) -> str:
     """The file of a network namespace: an absolute path as it is, a name below /run/netns."""
+    need(name, str)
     return name if name.startswith("/") else f"{NETNS_DIR}/{name}"
 
 

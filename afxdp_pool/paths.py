@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from afxdp_pool.binding import borrow_program, check_place, return_program
-from afxdp_pool.config import PortConfig, UmemConfig
+from afxdp_pool.config import PortConfig, UmemConfig, need
 from afxdp_pool.errors import AfXdpError, ConfigError
 from afxdp_pool.forwarder import Forwarder
 from afxdp_pool.handlers import DROP, FORWARD, TX, Handler
@@ -59,6 +59,7 @@ def drop(netdev: str, *, options: Options = Options()) -> Runner:
 
     Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
+    need(options, Options)
     options = options.on(netdev)
     return _open(_each(netdev, options, replace(options.port_of(netdev), transmit=False), Route(DROP)), options)
 
@@ -71,6 +72,7 @@ def reflect(netdev: str, *, swap_mac: bool = True, options: Options = Options())
 
     Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
+    need(options, Options)
     options = options.on(netdev)
     return _open(_each(netdev, options, options.port_of(netdev), Route(TX, Rewrite(swap=swap_mac))), options)
 
@@ -93,6 +95,7 @@ def forward(
 
     Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
+    need(options, Options)
     options = options.on(*dict.fromkeys((source, target) if both_ways else (source,)))
     receive_only = options.port_of(source) if both_ways else replace(options.port_of(source), transmit=False)
     send_only = replace(options.port_of(target), receive=both_ways)
@@ -149,6 +152,7 @@ def transmit(
 
     Concurrency: any thread. Ownership: the runner owns all that was opened, until it is closed.
     """
+    need(options, Options)
     if len(options.queues) != 1:
         raise ConfigError("tx sends from one queue", hint="run one tx a queue")
     ((queue,),) = options.queue_groups
@@ -184,6 +188,7 @@ def handle(
     for names in (netdevs, outputs):
         if isinstance(names, str):
             raise ConfigError(f"{names!r} is one name, and a list of them is wanted", hint=f"write [{names!r}]")
+    need(options, Options)
     options = options.on(*netdevs)
     configs = [(netdev, options.port_of(netdev)) for netdev in netdevs]
     configs += [(netdev, replace(options.port_of(netdev), receive=False)) for netdev in outputs]

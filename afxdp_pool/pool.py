@@ -20,7 +20,7 @@ from afxdp_pool._native import calls, ffi, lib
 from afxdp_pool.batch import DESC, Batch, need_batch
 from afxdp_pool.callbacks import Callbacks
 from afxdp_pool.chain import spread
-from afxdp_pool.config import MAX_COUNT, check_count
+from afxdp_pool.config import MAX_COUNT, check_count, need
 from afxdp_pool.errors import (
     ConfigError,
     FrameSizeError,
@@ -79,6 +79,7 @@ class FramePool(calls.Pool):
     ) -> None:
         if ring_size < 1 or not 0 <= quota <= MAX_COUNT:
             raise ConfigError(f"ring_size must be at least 1, and quota 0 to {MAX_COUNT}")
+        need(umem, Umem)
         self.umem = umem
         umem.not_in_callback()
         self._pool = lib.afp_pool_create(umem.table, min(ring_size, lib.AFP_RING_MAX), quota)

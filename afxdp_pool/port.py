@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 from afxdp_pool._native import ffi, lib
 from afxdp_pool.binding import check_place, max_frames, return_program
-from afxdp_pool.config import PortConfig
+from afxdp_pool.config import PortConfig, need
 from afxdp_pool.errors import (
     AfXdpError,
     BrokerError,
@@ -142,6 +142,9 @@ class Port(PortRings, Waiting, Single):
         return self
 
     def _prepare(self, pool: FramePool, netdev: str, queue: int, config: PortConfig, netns: str | None = None) -> None:
+        need(pool, FramePool)
+        need(config, PortConfig)
+        need(netdev, str)
         self.pool = pool
         self.netdev = netdev
         self.queue = queue

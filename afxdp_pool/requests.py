@@ -101,7 +101,7 @@ class RequestAccess:
             raise InvalidDescriptorError("these descriptors were made by hand, of no Umem")
         fields = self._header_fields()
         given, pointer = None, ffi.NULL
-        if values is not None:
+        if what != lib.AFP_ASK_CHECKSUM:
             given, pointer = fields.scratch("asked values", "u8")
             given[:] = values
         done, out = fields.scratch(("asked", what), "?")

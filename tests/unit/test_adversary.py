@@ -37,7 +37,9 @@ from afxdp_pool import (
     Template,
     Umem,
     beacon,
+    drop,
 )
+from afxdp_pool.netdev import find
 from afxdp_pool.testing import FakeKernel
 
 # Batches -------------------------------------------------------------------------------------------------------------
@@ -298,6 +300,45 @@ def test_numbers_that_mean_nothing_are_refused_by_a_documented_error() -> None:
         PortConfig(tx_budget=-1)
     with pytest.raises(ConfigError):
         PortConfig(bind_timeout=float("nan"))  # a busy queue would be tried for ever
+
+
+def test_what_is_nothing_of_the_kind_is_refused_by_its_name() -> None:
+    with conserved() as umem, FramePool(umem) as pool, closing(small_port(pool)) as port:
+        wrong: list[tuple[Callable[[Any], object], str]] = [
+            (FramePool, "Umem"),
+            (Port.in_memory, "FramePool"),
+            (lambda thing: Port.in_memory(pool, thing or "x"), "PortConfig"),  # type: ignore[arg-type]
+            (lambda thing: Port(pool, thing), "str"),
+            (lambda thing: Forwarder([port, thing]), "Port"),
+            (lambda thing: drop("nosuch0", options=thing), "Options"),
+            (find, "str"),
+        ]
+        for make, kind in wrong:
+            for thing in (None, b"x", 5):
+                with pytest.raises(ConfigError, match=f"a [a-zA-Z]+ is no {kind}"):
+                    make(thing)
+        assert umem.free_frames == umem.frames
+
+
+def test_requests_without_values_are_refused() -> None:
+    """C read the values from address 0."""
+    with conserved(headroom=32) as umem, FramePool(umem) as pool:
+        batch = pool.write([bytes(60)])
+        for ask in (batch.launch_at, batch.request_timestamps):
+            with pytest.raises(TypeError):
+                ask(None)  # type: ignore[arg-type]
+        assert pool.put(batch) == 1
+
+
+def test_a_fields_type_is_not_looked_up_among_the_batchs_arrays() -> None:
+    with conserved() as umem, FramePool(umem) as pool:
+        batch = pool.write([bytes(60)])
+        batch.store(0, "u1", 1, where=np.ones(1, np.bool_))
+        with pytest.raises(TypeError):
+            batch.load(0, "where")
+        with pytest.raises(TypeError):
+            batch.rss_hash(40)  # type: ignore[arg-type]  # bytes(40) are 40 zeros
+        pool.put(batch)
 
 
 def test_memory_without_bytes_is_refused() -> None:
