@@ -53,9 +53,13 @@ VETH = (
     World("veth busy-poll", "veth", busy_poll=True),
 )
 NICS = tuple(
-    World(f"{driver} {mode}", driver, mode=mode, emulated=True)
+    world
     for driver in ("igb", "virtio_net")
-    for mode in ("copy", "zero-copy")
+    for world in (
+        World(f"{driver} generic", driver, "generic", emulated=True),
+        World(f"{driver} copy", driver, emulated=True),
+        World(f"{driver} zero-copy", driver, mode="zero-copy", emulated=True),
+    )
 )
 WORLDS = VETH + NICS
 
@@ -100,7 +104,8 @@ class OwnProgram:
     def close(self) -> None:
         if self._link >= 0:
             os.close(self._link)
-        self._object.close()
+            self._link = -1
+            self._object.close()
 
 
 class End:

@@ -20,7 +20,8 @@ RESULTS, PAGE = HERE / "results.json", REPOSITORY / "docs" / "conformance.md"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 #: In the order of the table's columns; `cables.WORLDS` has them.
 WORLDS = ("veth-generic", "veth-native", "veth-busy-poll",
-          "igb-copy", "igb-zero-copy", "virtio_net-copy", "virtio_net-zero-copy")  # fmt: skip
+          "igb-generic", "igb-copy", "igb-zero-copy",
+          "virtio_net-generic", "virtio_net-copy", "virtio_net-zero-copy")  # fmt: skip
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -49,7 +49,7 @@ def cable(request: pytest.FixtureRequest, objects: Path) -> Iterator[Cable]:
 
 
 def veth_cable(world: World, request: pytest.FixtureRequest, objects: Path) -> Cable:
-    pair = request.getfixturevalue("lab").veth("cable", queues=2)
+    pair = request.getfixturevalue("lab").veth("cable", queues=3)
     return Cable(world, pair.near, pair.far, objects)
 
 

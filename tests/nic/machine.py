@@ -2,9 +2,9 @@
 
 ``python tests/nic/machine.py [arguments of pytest]``; a folder or file among these is run instead of this one.
 
-QEMU emulates igb and virtio_net NICs, wired back to back, and the real drivers of a Debian kernel run them. The guest's
-files are the host's, read-only; what it finds it writes into one folder. It ends by itself, or at a deadline.
-The host's interfaces are not involved.
+QEMU emulates igb, virtio_net and vmxnet3 NICs, wired back to back, and a Debian kernel's own drivers run them. The
+guest's files are the host's, read-only; what it finds it writes into one folder. It ends by itself, or at a deadline.
+The host's interfaces are not involved: QEMU runs in a network namespace of its own, which goes when it ends.
 """
 
 from __future__ import annotations
@@ -26,31 +26,66 @@ from packages import Machine, Missing, get_machine
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-MODULES = ("9p", "9pnet_virtio", "virtio_pci", "virtio_net", "igb", "veth", "sch_netem")
+MODULES = ("9p", "9pnet_virtio", "virtio_pci", "virtio_net", "igb", "vmxnet3", "veth", "sch_netem")
 SECONDS, KVM_SECONDS = 2400, 20
+QUEUES = 2  # of v0
 
-#: Name in the guest, MAC address, the cable it is on. i0, v0 and w0 are the engine's, i1 and v1 the far ends.
+#: Name in the guest, MAC address, the cable it is on. Those of number 0 are the engine's, of number 1 the far ends.
 NICS = {
     "i0": ("52:54:00:00:01:10", 1),
     "i1": ("52:54:00:00:01:11", 1),
     "v0": ("52:54:00:00:02:10", 2),
     "v1": ("52:54:00:00:02:11", 2),
     "w0": ("52:54:00:00:03:10", 3),
+    "x0": ("52:54:00:00:04:10", 4),
+    "x1": ("52:54:00:00:04:11", 4),
 }
 _VIRTIO = "disable-legacy=on,guest_tso4=off,guest_tso6=off,guest_ufo=off,guest_csum=off"
+#: The cable between v0 and v1 where there are tap devices: QEMU gives a NIC several queues, and a hash of each packet,
+#: on no other. The bridge learns nothing, as QEMU's own hub, and
+#: is not to drop what the host's netfilter finds wrong in a packet.
+TAP_CABLE = """
+quiet="net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1"
+unfiltered="net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0"
+for one in $quiet $unfiltered; do sysctl -qw "$one" 2>/dev/null; done
+set -e
+ip link add cable type bridge stp_state 0 ageing_time 0 mcast_snooping 0
+ip tuntap add v0 mode tap vnet_hdr multi_queue
+ip tuntap add v1 mode tap vnet_hdr
+for tap in v0 v1; do ip link set "$tap" mtu 9200 master cable; ip link set "$tap" up; done
+ip link set cable up
+exec "$@"
+"""
 
 
-def nic_arguments() -> Iterator[str]:
+def in_own_namespace(*command: str) -> list[str]:
+    """That command in a network namespace that has the cable of tap devices and nothing else."""
+    return ["unshare", "--net", "sh", "-c", TAP_CABLE, "cable", *command]
+
+
+def taps() -> bool:
+    """Whether this machine has tap devices for the guest."""
+    return subprocess.run(in_own_namespace("true"), capture_output=True, timeout=60).returncode == 0
+
+
+def nic_arguments(tap_cable: bool) -> Iterator[str]:
     """QEMU's arguments for the NICs. w0 is a virtio_net as it comes, whose driver refuses zero-copy."""
     for slot, (name, (mac, cable)) in enumerate(NICS.items(), 1):
-        yield from ("-netdev", f"hubport,id={name},hubid={cable}")
-        common = f"netdev={name},mac={mac}"
+        common, more = f"netdev={name},mac={mac}", ""
+        if name.startswith("v") and tap_cable:
+            queues = f",queues={QUEUES}" if name == "v0" else ""
+            more = ",mq=on,rss=on,hash=on" if name == "v0" else ""
+            yield from ("-netdev", f"tap,id={name},ifname={name},script=no,downscript=no,vhost=off{queues}")
+        else:
+            yield from ("-netdev", f"hubport,id={name},hubid={cable}")
         if name.startswith("i"):  # it has SR-IOV, and wants a port of its own for that
             yield from ("-device", f"pcie-root-port,id=port{slot},chassis={slot},slot={slot}")
             yield from ("-device", f"igb,{common},bus=port{slot}")
+        elif name.startswith("x"):
+            yield from ("-device", f"vmxnet3,{common}")
         else:
             iommu = "" if name == "w0" else ",iommu_platform=on"
-            yield from ("-device", f"virtio-net-pci,{common},{_VIRTIO}{iommu}")
+            yield from ("-device", f"virtio-net-pci,{common},{_VIRTIO}{iommu}{more}")
 
 
 def module_files(kernel: Path, names: Sequence[str]) -> list[Path]:
@@ -120,6 +155,7 @@ def guest_script(arguments: Sequence[str]) -> str:
             f'ip link set "$old" name {name} && ip link set {name} netns {space}',
             f"ip netns exec {space} sysctl -qw net.ipv6.conf.{name}.disable_ipv6=1",
             f"ip -n {space} link set {name} up; ip netns exec {space} ethtool -L {name} combined 1 2>/dev/null",
+            f"ip netns exec {space} ethtool -K {name} rxhash on >/dev/null 2>&1",  # virtio_net tells no hash without
         ]
     colour = "yes" if sys.stdout.isatty() else "no"
     pytest = [
@@ -132,6 +168,7 @@ def guest_script(arguments: Sequence[str]) -> str:
         "no:hypothesispytest",
         "-p",
         "in_guest",
+        "--timeout=400",
         f"--color={colour}",
         "--confcutdir",
         str(HERE),
@@ -150,7 +187,7 @@ class Guest:
     """A machine, ready to boot. `folder` is what it writes to."""
 
     def __init__(self, machine: Machine, folder: Path) -> None:
-        self.machine, self.folder = machine, folder
+        self.machine, self.folder, self.taps = machine, folder, taps()
         self.initramfs = folder / "initramfs"
         make_initramfs(machine, self.initramfs)
 
@@ -158,20 +195,20 @@ class Guest:
         """Run `script` in the guest; whether it ended by itself."""
         (self.folder / "run.sh").write_text(script)
         dies = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []  # with who waits for it here
+        qemu = ["env", f"LD_LIBRARY_PATH={self.machine.library_path}", *self.machine.qemu]
         command = [
             *dies,
-            *self.machine.qemu,
+            *(in_own_namespace(*qemu) if self.taps else qemu),
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
             *("-machine", "q35", "-accel", accel, "-cpu", "max", "-smp", "2", "-m", "2048"),
             *("-kernel", str(self.machine.vmlinuz), "-initrd", str(self.initramfs)),
             *("-append", "console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0"),
             *("-virtfs", "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"),
             *("-virtfs", f"local,path={self.folder},mount_tag=results,security_model=none"),
-            *nic_arguments(),
+            *nic_arguments(self.taps),
         ]
-        environment = {**os.environ, "LD_LIBRARY_PATH": self.machine.library_path}
         with subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as process:
             assert process.stdout is not None
             late = threading.Timer(seconds, process.kill)
@@ -208,7 +245,11 @@ def main(arguments: Sequence[str]) -> int:
         folder = Path(made)
         guest = Guest(machine, folder)
         accel = guest.accelerator()
-        print(f"tests/nic: Linux {machine.kernel.name} in QEMU ({accel.partition(',')[0]}), igb and virtio_net")
+        if not guest.taps:
+            print("tests/nic: no tap devices can be made here: virtio_net has one queue, and tells no hash")
+        print(
+            f"tests/nic: Linux {machine.kernel.name} in QEMU ({accel.partition(',')[0]}), igb, virtio_net and vmxnet3"
+        )
         ended = guest.boot(guest_script(arguments), accel, SECONDS)
         for name in ("results.json", "conformance.json", "dmesg"):
             with contextlib.suppress(FileNotFoundError):

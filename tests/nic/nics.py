@@ -23,12 +23,19 @@ from afxdp_pool.testing.lab import LabLink
 ENGINE, TRAFFIC = "engine", "traffic"
 #: The drivers under test: the engine's NIC of each.
 DRIVERS = {"igb": "i0", "virtio_net": "v0"}
+#: Drivers with native XDP and no zero-copy.
+COPYING = {"vmxnet3": "x0"}
 MODES = ("copy", "zero-copy")
 #: Few frames with the kernel: less to go through in an emulated machine.
 RINGS = {"fill_size": 512, "fill_level": 256, "rx_size": 512, "tx_size": 512, "comp_size": 512}
 
 each_driver = pytest.mark.parametrize("driver", DRIVERS)
 each_mode = pytest.mark.parametrize("mode", MODES)
+#: Every driver, in every mode it has.
+each_way = pytest.mark.parametrize(
+    ("driver", "mode"),
+    [*((driver, mode) for driver in DRIVERS for mode in MODES), *((driver, "copy") for driver in COPYING)],
+)
 
 _SIOCGIFFLAGS, _IFF_RUNNING = 0x8913, 0x40
 _SO_RCVBUFFORCE = 33
@@ -43,6 +50,19 @@ def config(mode: str, **changes: Any) -> ap.PortConfig:
 def options(mode: str, **changes: Any) -> ap.Options:
     """The same for the ready-made paths."""
     return ap.Options(netns=ENGINE, port=config(mode, **changes))
+
+
+def near_of(driver: str) -> str:
+    """The engine's NIC of a driver."""
+    return {**DRIVERS, **COPYING}[driver]
+
+
+def with_two_queues(name: str) -> str:
+    """The same, if it can have two queues."""
+    channels = ap.steering_state(name, ENGINE).channels
+    if channels is None or channels.most_combined < 2:
+        pytest.skip(f"{name} has one queue: the host of this guest has no tap devices")
+    return name
 
 
 def mac_of(name: str) -> bytes:

@@ -44,15 +44,18 @@ def test_what_a_driver_does_not_tell_is_refused(driver: str) -> None:
 @each_mode
 @each_driver
 def test_what_is_known_comes_with_the_packets(driver: str, mode: str, closed: Closed) -> None:
-    """The time of arrival from every driver; a hash, where there is one, is its flow's."""
+    """The time of arrival from every driver; a hash, where there is one, is what the NIC's key makes of the flow."""
     near = DRIVERS[driver]
     asked = tuple(name for name, feature in TELLS.items() if feature in told(near).rx_metadata)
-    seen: list[tuple[int, int, bool, int]] = []
+    rss = ap.steering_state(near, ENGINE).rss
+    key = rss.key if rss is not None and rss.key else ap.RSS_KEY
+    seen: list[tuple[int, int, int, int]] = []
 
     def handle(batch: ap.Batch) -> int:
         known = batch.rx_metadata()
         assert known.has_arrival.all()
-        columns = batch.udp.sport, known.arrival, known.has_hash, known.hash
+        assert known.has_hash.all() if "hash" in asked else not known.has_hash.any()
+        columns = batch.udp.sport, known.arrival, batch.rss_hash(key), known.hash
         seen.extend(zip(*(column.tolist() for column in columns), strict=True))
         return ap.DROP
 
@@ -70,8 +73,10 @@ def test_what_is_known_comes_with_the_packets(driver: str, mode: str, closed: Cl
     arrivals = np.array([arrival for _, arrival, _, _ in seen])
     assert (before < arrivals).all()
     assert (arrivals < after).all()
-    hashes = {(flow, of_flow) for flow, _, has_hash, of_flow in seen if has_hash}
-    assert len(hashes) == len({flow for flow, _ in hashes})
+    assert len({flow for flow, *_ in seen}) == FLOWS
+    if "hash" in asked:
+        assert [told_hash for *_, told_hash in seen] == [computed for _, _, computed, _ in seen]
+        assert len({told_hash for *_, told_hash in seen}) == FLOWS
     audited(forwarder)
 
 

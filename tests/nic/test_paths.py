@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from live_lab import audited
-from nics import DRIVERS, ENGINE, Closed, config, each_driver, each_mode, link, options, up, wait_for, wires
+from nics import DRIVERS, ENGINE, Closed, config, each_mode, each_way, link, near_of, options, up, wait_for, wires
 
 import afxdp_pool as ap
 from afxdp_pool.testing import packets
@@ -13,10 +13,9 @@ BURST, BURSTS = 64, 8
 ALL = BURST * BURSTS
 
 
-@each_mode
-@each_driver
+@each_way
 def test_drop(driver: str, mode: str, closed: Closed) -> None:
-    near = DRIVERS[driver]
+    near = near_of(driver)
     with wires(near) as (far,):
         forwarder = closed(ap.drop(near, options=options(mode)))
         info = forwarder.ports[0].info
@@ -77,10 +76,9 @@ def test_forward_both_ways_at_once(mode: str, closed: Closed) -> None:
     audited(forwarder)
 
 
-@each_mode
-@each_driver
+@each_way
 def test_reflect(driver: str, mode: str, closed: Closed) -> None:
-    near = DRIVERS[driver]
+    near = near_of(driver)
     with wires(near) as (far,):
         forwarder = closed(ap.reflect(near, options=options(mode)))
         forwarder.start()
@@ -96,10 +94,9 @@ def test_reflect(driver: str, mode: str, closed: Closed) -> None:
     audited(forwarder)
 
 
-@each_mode
-@each_driver
+@each_way
 def test_tx_and_completion(driver: str, mode: str, closed: Closed) -> None:
-    near = DRIVERS[driver]
+    near = near_of(driver)
     count = 3 * BURST  # fewer than the far NIC has descriptors: a guest that is held up would lose more
     packet = packets.build(128, addresses=packets.Addresses(source_mac=link(near).mac, target_mac=link(near).peer_mac))
     with wires(near) as (far,):

@@ -1,4 +1,4 @@
-"""Steering by a real driver: igb spreads by hash and table. The (emulated) 82576 has no flow rules, and says so."""
+"""Steering by real drivers: igb spreads by hash and table. These NICs have no flow rules, and say so."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from collections.abc import Iterator
 
 import pytest
 from live_lab import audited
-from nics import ENGINE, Closed, Wire, config, each_mode, up, wait_for, wires
+from nics import DRIVERS, ENGINE, Closed, Wire, config, each_mode, up, wait_for, wires, with_two_queues
 
 import afxdp_pool as ap
 from afxdp_pool import napi
 from afxdp_pool.netdev import in_netns
 from afxdp_pool.tuning import tuned
 
-NEAR = "i0"
 FLOWS = 32
+
+each_nic = pytest.mark.parametrize("near", DRIVERS.values())
+#: NICs whose packets follow the table. Over QEMU's tap devices those of virtio_net did not, for a reason not known yet.
+each_with_table = pytest.mark.parametrize("near", ["i0"])
 
 
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
-    """Whatever a test does, the NIC is as it was before."""
-    before = ap.steering_state(NEAR, ENGINE)
+    """Whatever a test does, the NICs are as they were before."""
+    before = [ap.steering_state(near, ENGINE) for near in DRIVERS.values()]
     yield
-    assert ap.steering_state(NEAR, ENGINE) == before
+    assert [ap.steering_state(near, ENGINE) for near in DRIVERS.values()] == before
 
 
 def received(far: Wire, runner: ap.Runner, *, spread: bool = True) -> list[int]:
@@ -36,19 +39,20 @@ def received(far: Wire, runner: ap.Runner, *, spread: bool = True) -> list[int]:
     return [port.stats.rx_packets - old for port, old in zip(runner.snapshot().ports, before, strict=True)]
 
 
-def both_queues(mode: str) -> ap.Runner:
-    return ap.drop(NEAR, options=ap.Options(netns=ENGINE, queues=(0, 1), port=config(mode)))
+def both_queues(near: str, mode: str) -> ap.Runner:
+    return ap.drop(near, options=ap.Options(netns=ENGINE, queues=(0, 1), port=config(mode)))
 
 
 @each_mode
-def test_steering_by_table_and_hash(mode: str, closed: Closed) -> None:
-    steering = closed(ap.Steering(NEAR, ENGINE))
+@each_with_table
+def test_steering_by_table_and_hash(near: str, mode: str, closed: Closed) -> None:
+    steering = closed(ap.Steering(near, ENGINE))
     assert steering.set_channels(2).combined == 2
     steering.set_hash("udp4", "sdfn")
-    with wires(NEAR) as (far,):
-        runner = closed(both_queues(mode))
+    with wires(near) as (far,):
+        runner = closed(both_queues(near, mode))
         runner.start()
-        up(NEAR, far.name)
+        up(near, far.name)
         steering.spread(2)
         assert min(received(far, runner)) > 0, "the hash spreads over both"
         steering.spread(1)
@@ -63,9 +67,10 @@ def test_steering_by_table_and_hash(mode: str, closed: Closed) -> None:
     audited(runner)
 
 
-def test_steering_by_the_place_in_the_hash_that_we_compute(closed: Closed) -> None:
+@each_with_table
+def test_steering_by_the_place_in_the_hash_that_we_compute(near: str, closed: Closed) -> None:
     """Which queue a packet comes by is what `Batch.rss_hash` says with the NIC's key, and the table."""
-    steering = closed(ap.Steering(NEAR, ENGINE))
+    steering = closed(ap.Steering(near, ENGINE))
     steering.set_channels(2)
     steering.set_hash("udp4", "sdfn")
     rss = steering.set_key(ap.RSS_KEY)
@@ -78,10 +83,10 @@ def test_steering_by_the_place_in_the_hash_that_we_compute(closed: Closed) -> No
         seen.extend((int(value), batch.port.queue) for value in batch.rss_hash(rss.key))
         return ap.DROP
 
-    with wires(NEAR) as (far,):
-        runner = closed(ap.handle([NEAR], note, options=ap.Options(netns=ENGINE, queues=(0, 1), port=config("copy"))))
+    with wires(near) as (far,):
+        runner = closed(ap.handle([near], note, options=ap.Options(netns=ENGINE, queues=(0, 1), port=config("copy"))))
         runner.start()
-        up(NEAR, far.name)
+        up(near, far.name)
         received(far, runner)
         runner.stop()
         runner.join()
@@ -92,7 +97,7 @@ def test_steering_by_the_place_in_the_hash_that_we_compute(closed: Closed) -> No
 
 
 def test_steering_that_igb_does_not_have(closed: Closed) -> None:
-    steering = closed(ap.Steering(NEAR, ENGINE))
+    steering = closed(ap.Steering("i0", ENGINE))
     with pytest.raises(ap.ModeUnsupportedError, match="the driver igb steers no flows"):
         steering.add(ap.FlowRule(0, protocol=17, port=4242))
     with pytest.raises(ap.ConfigError, match="combined queues cannot be 99"):
@@ -104,39 +109,42 @@ def test_steering_that_igb_does_not_have(closed: Closed) -> None:
         virtio.add(ap.FlowRule(0, protocol=17, port=4242))
 
 
-def test_steering_of_a_killed_process_is_put_back_by_the_next(closed: Closed) -> None:
+@each_nic
+def test_steering_of_a_killed_process_is_put_back_by_the_next(near: str, closed: Closed) -> None:
+    with_two_queues(near)
     program = (
         "import signal, afxdp_pool as ap\n"
-        f"steering = ap.Steering({NEAR!r}, {ENGINE!r})\n"
+        f"steering = ap.Steering({near!r}, {ENGINE!r})\n"
         "steering.set_channels(2); steering.spread(1); steering.set_hash('udp4', 'sdfn')\n"
         "print('set', flush=True); signal.pause()\n"
     )
-    before = ap.steering_state(NEAR, ENGINE)
+    before = ap.steering_state(near, ENGINE)
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "set\n"
         child.send_signal(signal.SIGKILL)
-    now = ap.steering_state(NEAR, ENGINE)
+    now = ap.steering_state(near, ENGINE)
     assert now.channels != before.channels
     assert now.hash_fields["udp4"] == "sdfn"
-    with closed(ap.Steering(NEAR, ENGINE)) as steering:
+    with closed(ap.Steering(near, ENGINE)) as steering:
         assert steering.state() == before
 
 
-def test_steering_with_a_zero_copy_socket_on_the_queue(closed: Closed) -> None:
+@each_nic
+def test_steering_with_a_zero_copy_socket_on_the_queue(near: str, closed: Closed) -> None:
     """Its queue cannot be taken away; the kernel says why."""
-    steering = closed(ap.Steering(NEAR, ENGINE))
+    steering = closed(ap.Steering(with_two_queues(near), ENGINE))
     steering.set_channels(2)
     steering.spread(1)
     with ap.Umem(1024) as umem, ap.FramePool(umem) as pool:
-        port = closed(ap.Port(pool, NEAR, 1, netns=ENGINE, config=config("zero-copy")))
+        port = closed(ap.Port(pool, near, 1, netns=ENGINE, config=config("zero-copy")))
         with pytest.raises(ap.AfXdpError, match="AF_XDP"):
             steering.set_channels(1)
         port.close()
         umem.audit().check()
 
 
-@pytest.mark.parametrize("near", ["i0", "v0"])
+@each_nic
 def test_steering_of_interrupts_queue_by_queue(near: str, closed: Closed) -> None:
     """Values of one queue's NAPI, by netlink; the device's own in sysfs stay."""
     with in_netns(ENGINE):

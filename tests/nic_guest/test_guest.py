@@ -20,6 +20,7 @@ def test_real_drivers_in_a_guest(nic_guest: Beside) -> None:
         pytest.skip(f"no guest can be booted here: {skipped[1]}")
     assert code == 0, printed[-20_000:]
     results = json.loads((NIC / "last-results.json").read_text())
-    assert Counter(one["outcome"] for one in results["tests"]) == {"passed": len(results["tests"])}
+    ran = [one for one in results["tests"] if not one["reason"].endswith("has no tap devices")]
+    assert Counter(one["outcome"] for one in ran) == {"passed": len(ran)}
     there = {name for path in NIC.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)}
     assert {one["test"].partition("[")[0] for one in results["tests"]} == there, "every test of tests/nic has run"

@@ -63,6 +63,7 @@ class Raw:
             *((name, ctypes.c_uint32) for name in ("cached_prod", "cached_cons", "mask", "size")),
             *((name, ctypes.POINTER(ctypes.c_uint32)) for name in ("producer", "consumer")),
             ("entries", ctypes.c_void_p),
+            ("flags", ctypes.POINTER(ctypes.c_uint32)),
         ]
 
     def __init__(self, port: ap.Port, name: str) -> None:
@@ -82,6 +83,11 @@ class Raw:
     @property
     def consumer(self) -> int:
         return int(self.ring.consumer[0])
+
+    @property
+    def wants_wakeup(self) -> bool:
+        """XDP_RING_NEED_WAKEUP, of a ring that the application fills."""
+        return bool(self.ring.flags[0] & 1)
 
     def at(self, index: int) -> int:
         """Where the entry of that free-running index is."""
