@@ -42,10 +42,11 @@ def table(results: Mapping[str, Any]) -> str:
     ]
     cells = [case.test for case in CASES if not case.not_here]
     passed = sum(results[world]["tests"].get(test, [""])[0] == "passed" for test in cells for world in WORLDS)
+    failed = sum(results[world]["tests"].get(test, [""])[0] == "failed" for test in cells for world in WORLDS)
     runs = sorted({(results[world]["date"], results[world]["kernel"]) for world in WORLDS})
     told = " and ".join(f"Linux {kernel} ({date})" for date, kernel in runs)
     return "\n".join([
-        f"{passed} of {len(CASES) * len(WORLDS)} passed, on {told}; none failed.",
+        f"{passed} of {len(CASES) * len(WORLDS)} passed, on {told}; {failed or 'none'} failed.",
         "",
         f"| case of the kernel's | what is checked | {' | '.join(world.replace('-', ' ', 1) for world in WORLDS)} |",
         f"|---|---|{'---|' * len(WORLDS)}",

@@ -54,7 +54,7 @@ def test_stat_fill_empty(cable: Cable) -> None:
     cable.settled()
     assert sender.send(range(64)) == 64
     until(lambda: sender.port.recycle() >= 0 and receiver.port.kernel_stats().rx_fill_ring_empty_descs > 0)
-    until(lambda: receiver.port.ring_levels()["rx"] == 16)
+    until(lambda: sender.port.recycle() >= 0 and receiver.port.ring_levels()["rx"] == 16)
     assert [packet.seq for packet in receiver.take(64)] == list(range(16))
     if cable.world.mode == "copy":
         until(lambda: receiver.port.kernel_stats().rx_dropped == 48)
