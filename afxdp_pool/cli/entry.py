@@ -22,6 +22,9 @@ def main(argv: list[str] | None = None) -> int:
 
     With ``AFXDP_POOL_DEBUG=1`` in the environment errors come with their traceback.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us (>&-)
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lasts
     args = arguments.parse(argv)
     try:
         code = _command(args)

@@ -300,3 +300,9 @@ def test_memory_that_the_machine_does_not_have_is_not_asked_for() -> None:
     for size in (1 << 62, 1 << 50, np.int64(1 << 50)):
         with pytest.raises(MemoryLimitError, match="not so much memory"):
             SharedMemory(size)  # type: ignore[arg-type]
+
+
+def test_a_command_whose_output_is_closed_does_its_work() -> None:
+    command = f"{sys.executable} -m afxdp_pool.cli steer -i lo >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
