@@ -106,7 +106,7 @@ def test_each_module_can_be_the_first(cache: Path) -> None:
 
 
 def test_what_the_first_use_costs(cache: Path) -> None:
-    """Compared with numpy's import, by the CPU's time: a machine that is busy with other things is slower at both."""
+    """Compared with numpy's import, by the CPU's time at best: a busy machine is slower at both, but not by as much."""
     clock = "import time; began = time.process_time(); {}; print(time.process_time() - began)"
     most = {
         "import afxdp_pool": 0.3,
@@ -114,10 +114,12 @@ def test_what_the_first_use_costs(cache: Path) -> None:
         "import afxdp_pool; afxdp_pool.Port": 2.5,
     }
     best = dict.fromkeys(["import numpy", *most], float("inf"))
-    for _ in range(4):
+    for tried in range(16):
         for statement in best:
             best[statement] = min(best[statement], float(python(clock.format(statement), cache)))
+        dear = {statement for statement, times in most.items() if best[statement] >= times * best["import numpy"]}
+        if tried >= 3 and not dear:
+            break
     told = ", ".join(f"{statement}: {seconds * 1e3:.0f} ms" for statement, seconds in best.items())
     print(told)
-    for statement, times in most.items():
-        assert best[statement] < times * best["import numpy"], told
+    assert not dear, told
