@@ -82,7 +82,7 @@ fuzz:
 	@scripts/prepare.sh dev,fuzz
 	@$(PYTHON) tests/fuzz/fuzzing.py --seconds 600
 
-# Bugs planted one at a time, each to be seen by a test; half an hour, as root. Writes docs/mutants.md.
+# Bugs planted one at a time, each to be seen by a test; ten minutes, as root. Writes docs/mutants.md.
 mutants:
 	@scripts/prepare.sh dev
 	@$(AS_ROOT) $(PYTHON) tests/mutants/mutants.py
