@@ -54,6 +54,9 @@ class HoldingMachine(PoolMachine):
         made.len[:] = 60
         return made
 
+    def references(self) -> list[Any]:
+        return [*self.descs, *(desc for held in self.held for desc in held.rest)]
+
     # Frame and Frames -----------------------------------------------------------------------------------------------
 
     @rule(data=st.data(), how=st.sampled_from(["keep", "take over", "keep one"]))

@@ -95,6 +95,10 @@ class PoolMachine(RuleBasedStateMachine):
     def frame(desc: Any) -> int:
         return int(desc["addr"]) // 4096
 
+    def references(self) -> list[Any]:
+        """The application's: a descriptor each."""
+        return self.descs
+
     def run(self, remote: bool, call: Callable[[], Any]) -> Any:
         """Call here, where every pool is bound, or in another thread that is joined at once."""
         if not remote:
@@ -170,8 +174,7 @@ class PoolMachine(RuleBasedStateMachine):
     def use_what_was_given_away(self, data: st.DataObject, remote: bool, how: str) -> None:
         """A descriptor of which no reference is left is refused on every path, and nothing changes."""
         desc = self.stale[data.draw(st.integers(0, len(self.stale) - 1))]
-        held = self.model.out.get(self.frame(desc))
-        if held is not None and any(self.frame(d) == self.frame(desc) and d["gen"] == desc["gen"] for d in self.descs):
+        if any(self.frame(d) == self.frame(desc) and d["gen"] == desc["gen"] for d in self.references()):
             return  # another reference to the same life: it would be used up, as nobody can tell them apart
         desc = desc.copy()
         desc["len"] = 60
